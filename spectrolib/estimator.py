@@ -1,0 +1,261 @@
+r"""Susceptibilities from the draws of SGLD chains: running sums, two estimators, error bars, standardisation.
+
+Write g = L(w) - L(w*) for the loss rise of a draw and d_xy = l_xy(w) - L(w) for the excess loss of token y in context
+x; mean_C and mean_F are means over the draws of the chain restricted to component C and of the unrestricted chain. The
+paper's susceptibility, the derivative of the tilted posterior mean of φ_C = δ(u - u*) [L(w) - L(w*)], is estimated by
+
+    two chains:  χ̂_xy = -( mean_C[g d_xy] - mean_C[g] mean_F[d_xy] )
+    one chain:   χ̂_xy = -Ĉov_C(g, d_xy)
+
+up to a factor that depends on C alone, which standardising the columns removes. They differ by first moments:
+
+    two chains = one chain - mean_C[g] ( mean_C[d_xy] - mean_F[d_xy] ).
+
+All covariances here divide by the number of draws, as in these formulas, so every identity is exact for finite draws.
+A constant added to d_xy changes neither estimator; a constant added to g changes the two-chain one. So L(w) and L(w*)
+must be taken on the same tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+
+class CovarianceSums:
+    """Running means and centred second moments of an observable φ and of many losses, in float64.
+
+    Holds O(tokens) numbers whatever the number of draws. Sums of parts merge into the sums of the whole (the pairwise
+    update of Chan, Golub and LeVeque, stable when the mean is large against the spread); merging in another order
+    changes the result only by rounding.
+
+    Args:
+        tokens: number of losses; taken from the first update if it is not given.
+
+    Attributes:
+        count: draws seen.
+        mean_phi, var_phi: mean and variance of φ.
+        mean_losses: (tokens,) mean of each loss.
+    """
+
+    ARRAYS = ("count", "mean_phi", "square_phi", "mean_losses", "cross", "square_losses")
+
+    def __init__(self, tokens: int | None = None):
+        self.count = 0
+        self.mean_phi = 0.0
+        self.square_phi = 0.0
+        self._shape(tokens or 0)
+
+    def _shape(self, tokens: int) -> None:
+        self.mean_losses, self.cross, self.square_losses = np.zeros((3, tokens))
+
+    def update(self, phi: float, losses: Float[ndarray, " tokens"]) -> CovarianceSums:
+        """Take in one draw.
+
+        Raises:
+            ValueError: if the number of losses is not the one given at the start.
+        """
+        losses = np.asarray(losses, dtype=np.float64)
+        if self.count == 0 and self.mean_losses.size == 0 and losses.ndim == 1:
+            self._shape(len(losses))
+        if losses.shape != self.mean_losses.shape:
+            raise ValueError(f"expected losses of shape {self.mean_losses.shape}, got {losses.shape}")
+        phi = float(phi)
+        delta = losses - self.mean_losses
+        delta_phi = phi - self.mean_phi
+        self.count += 1
+        self.mean_phi += delta_phi / self.count
+        self.mean_losses += delta / self.count
+        rest = losses - self.mean_losses
+        self.square_phi += delta_phi * (phi - self.mean_phi)
+        self.cross += delta_phi * rest
+        self.square_losses += delta * rest
+        return self
+
+    def merge(self, other: CovarianceSums) -> CovarianceSums:
+        """The sums over the draws of both, as a new object."""
+        tokens, others = len(self.mean_losses), len(other.mean_losses)
+        if tokens != others and tokens and others:  # 0: not known yet
+            raise ValueError(f"cannot merge sums over {tokens} and {others} losses")
+        if self.count == 0 or other.count == 0:
+            return copy.deepcopy(other if self.count == 0 else self)
+        merged = CovarianceSums(tokens)
+        count = self.count + other.count
+        weight = self.count * other.count / count
+        step_phi = other.mean_phi - self.mean_phi
+        step = other.mean_losses - self.mean_losses
+        merged.count = count
+        merged.mean_phi = self.mean_phi + step_phi * other.count / count
+        merged.mean_losses = self.mean_losses + step * (other.count / count)
+        merged.square_phi = self.square_phi + other.square_phi + weight * step_phi**2
+        merged.cross = self.cross + other.cross + weight * step_phi * step
+        merged.square_losses = self.square_losses + other.square_losses + weight * step**2
+        return merged
+
+    @property
+    def var_phi(self) -> float:
+        """Variance of φ over the draws."""
+        self._require_draws()
+        return self.square_phi / self.count
+
+    def covariance(self) -> Float[ndarray, " tokens"]:
+        """Covariance of φ with each loss over the draws (divided by their number)."""
+        self._require_draws()
+        return self.cross / self.count
+
+    def variance(self) -> Float[ndarray, " tokens"]:
+        """Variance of each loss over the draws (divided by their number)."""
+        self._require_draws()
+        return self.square_losses / self.count
+
+    def _require_draws(self) -> None:
+        if self.count == 0:
+            raise ValueError("no draws yet: update with at least one")
+
+    def to_arrays(self) -> dict[str, ndarray]:
+        """A copy of the state as named arrays, from which `from_arrays` restores it exactly."""
+        return {name: np.array(getattr(self, name)) for name in self.ARRAYS}
+
+    @classmethod
+    def from_arrays(cls, arrays) -> CovarianceSums:
+        """Restore from a mapping of named arrays."""
+        sums = cls(len(arrays["mean_losses"]))
+        sums.count = int(arrays["count"])
+        sums.mean_phi, sums.square_phi = float(arrays["mean_phi"]), float(arrays["square_phi"])
+        for name in ("mean_losses", "cross", "square_losses"):
+            setattr(sums, name, np.array(arrays[name], dtype=np.float64))
+        return sums
+
+
+def merge_all(parts: Iterable[CovarianceSums]) -> CovarianceSums:
+    """Merge from left to right: the same order gives the same bits."""
+    first, *rest = parts
+    for part in rest:
+        first = first.merge(part)
+    return first
+
+
+class Terms(NamedTuple):
+    """What a two-chain susceptibility is made of; ``two_chain = -(covariance + rise * (restricted - full))``."""
+
+    covariance: Float[ndarray, " tokens"]
+    """Cov_C(g, d): minus the one-chain value."""
+    rise: float
+    """mean_C[g], nats."""
+    restricted: Float[ndarray, " tokens"]
+    """mean_C[d], first moment of the restricted chain, nats."""
+    full: Float[ndarray, " tokens"]
+    """mean_F[d], first moment of the unrestricted chain, nats."""
+
+
+def terms(restricted: CovarianceSums, full: CovarianceSums) -> Terms:
+    """The terms of the two-chain estimator (module docstring)."""
+    full._require_draws()
+    return Terms(restricted.covariance(), restricted.mean_phi, restricted.mean_losses, full.mean_losses)
+
+
+def two_chain(restricted: CovarianceSums, full: CovarianceSums) -> Float[ndarray, " tokens"]:
+    """χ̂ of the delta-function observable, from the restricted and the unrestricted chain (module docstring)."""
+    t = terms(restricted, full)
+    return -(t.covariance + t.rise * (t.restricted - t.full))
+
+
+def one_chain(restricted: CovarianceSums) -> Float[ndarray, " tokens"]:
+    """χ̂ = -Ĉov_C(g, d), from the restricted chain alone."""
+    return -restricted.covariance()
+
+
+ESTIMATORS = ("two_chain", "one_chain")
+Estimator = Literal["two_chain", "one_chain"]
+
+
+def susceptibility(
+    estimator: Estimator, restricted: Sequence[CovarianceSums], full: Sequence[CovarianceSums]
+) -> Float[ndarray, " tokens"]:
+    """The named estimate over several chains, pooled."""
+    if estimator == "one_chain":
+        return one_chain(merge_all(restricted))
+    if estimator == "two_chain":
+        return two_chain(merge_all(restricted), merge_all(full))
+    raise ValueError(f"unknown estimator {estimator!r}: it must be one of {ESTIMATORS}")
+
+
+def standard_error(
+    estimator: Estimator, restricted: Sequence[CovarianceSums], full: Sequence[CovarianceSums]
+) -> Float[ndarray, " tokens"]:
+    """Standard error of the pooled estimate, from the spread between chains: the jackknife over chains.
+
+    Chain i of the restricted sampler and chain i of the unrestricted one are left out together. Each chain counts as
+    one independent observation, so autocorrelation within a chain needs no model; with few chains the error bar is
+    itself rough (its relative error is about 1/√(2 (chains - 1))). NaN with fewer than two chains.
+
+    Raises:
+        ValueError: if the two-chain estimate is asked for with unequal numbers of chains.
+    """
+    chains = len(restricted)
+    if estimator == "two_chain" and len(full) != chains:
+        raise ValueError(f"as many unrestricted as restricted chains are needed, got {len(full)} and {chains}")
+    if chains < 2:
+        return np.full_like(restricted[0].mean_losses, np.nan)
+
+    def without(sums: Sequence[CovarianceSums], left_out: int) -> list[CovarianceSums]:
+        return [part for i, part in enumerate(sums) if i != left_out]
+
+    leave_one_out = np.stack(
+        [susceptibility(estimator, without(restricted, i), without(full, i)) for i in range(chains)]
+    )
+    return np.sqrt((chains - 1) * leave_one_out.var(axis=0))
+
+
+def standardise(
+    chi: Float[ndarray, "tokens components"],
+    rows: Literal["center", "zscore"] | None = "center",
+    whiten: bool = False,
+) -> Float[ndarray, "tokens axes"]:
+    """Standardised susceptibilities: each column z-scored over tokens, then each row centred over components.
+
+    The z-score removes the unknown factor of each component; centring the rows removes the direction in which all
+    components respond alike. Whether the paper also divides rows by their standard deviation is unknown to us:
+    ``rows="zscore"`` does, ``rows=None`` leaves them. ``whiten`` rotates to principal axes and scales each to unit
+    variance, dropping directions without variance (the one that centring removes): the group's 1.4B follow-up does,
+    this paper is not known to.
+
+    Negative values mean expression (the component supports y after x), positive values suppression.
+
+    Raises:
+        ValueError: if a value is not finite, or a column is constant (no chain moved it): the message says which.
+    """
+    chi = np.asarray(chi, dtype=np.float64)
+    if chi.ndim != 2 or 0 in chi.shape:
+        raise ValueError(f"susceptibilities must be a (tokens, components) matrix, got shape {chi.shape}")
+    if rows not in ("center", "zscore", None):
+        raise ValueError(f"rows must be 'center', 'zscore' or None, got {rows!r}")
+    if not np.isfinite(chi).all():
+        raise ValueError(f"susceptibilities must be finite: columns {_where(~np.isfinite(chi).all(axis=0))} are not")
+    spread = chi.std(axis=0)
+    if (spread <= 1e-14 * np.abs(chi).max(axis=0)).any():
+        constant = spread <= 1e-14 * np.abs(chi).max(axis=0)
+        raise ValueError(f"columns {_where(constant)} are constant over tokens and cannot be standardised")
+    vectors = (chi - chi.mean(axis=0)) / spread
+    if rows is not None:
+        vectors = vectors - vectors.mean(axis=1, keepdims=True)
+    if rows == "zscore":
+        deviation = vectors.std(axis=1, keepdims=True)
+        vectors = np.divide(vectors, deviation, out=np.zeros_like(vectors), where=deviation > 0)
+    return _whitened(vectors) if whiten else vectors
+
+
+def _whitened(vectors: Float[ndarray, "tokens components"]) -> Float[ndarray, "tokens axes"]:
+    centred = vectors - vectors.mean(axis=0)
+    _, scale, axes = np.linalg.svd(centred, full_matrices=False)
+    keep = scale > scale[0] * 1e-10
+    return centred @ axes[keep].T / scale[keep] * np.sqrt(len(vectors))
+
+
+def _where(mask: ndarray) -> list[int]:
+    return np.flatnonzero(mask).tolist()

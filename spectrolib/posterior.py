@@ -1,0 +1,284 @@
+r"""The localised Gibbs posterior, and SGLD chains that sample it.
+
+The posterior (paper, "Susceptibilities"; Lau et al. 2023) around the trained weights w* is
+
+    p(w) ∝ exp{ -nβ L_n(w) - (γ/2) |w - w*|² }.
+
+A step of stochastic-gradient Langevin dynamics with step size ε, plain or RMSProp-preconditioned, is
+
+    v_t = a v_{t-1} + (1 - a) g_t²                                      (elementwise)
+    G_t = 1 / (√v_t + e)                                                (plain SGLD: G = 1)
+    w  += -(ε G_t / 2) [ nβ g_t + γ (w - w*) ] + √(ε G_t) N(0, I)
+
+with g_t the gradient of the mean token loss on a minibatch, not scaled by nβ inside v. This is the update of the
+authors' library ``devinterp`` 2.0.1 (v starts at 0, no bias correction, a = 0.99, e = 0.1, no divergence term Γ), which
+a test checks step by step. ``rmsprop_corrected`` starts v at 1 and divides it by 1 - aᵗ, after the group's later paper;
+the exact formula there is not known to us, so this reading is an inference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Preconditioner = Literal["none", "rmsprop", "rmsprop_corrected"]
+PRECONDITIONERS = ("none", "rmsprop", "rmsprop_corrected")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that defines the sampling of one posterior. One setting serves all components.
+
+    Raises:
+        ValueError: if a value is out of range; the message names it.
+    """
+
+    nbeta: float = 10.0
+    """Inverse temperature times sample size: the weight of the loss. 0 samples the Gaussian control."""
+    gamma: float = 300.0
+    """Localisation: the precision of the Gaussian around w*."""
+    step_size: float = 3e-4
+    """ε of the update."""
+    batch_size: int = 16
+    """Windows in a minibatch."""
+    chains: int = 4
+    draws: int = 100
+    """Draws kept from each chain."""
+    steps_between_draws: int = 10
+    burn_in: int = 0
+    """Steps before those that lead to the first draw."""
+    preconditioner: Preconditioner = "rmsprop"
+    rms_decay: float = 0.99
+    """a of the update."""
+    rms_epsilon: float = 0.1
+    """e of the update."""
+    share_batches: bool = True
+    """Whether all chains see the same minibatches (they then differ by noise only), or each its own."""
+    max_rise: float = 10.0
+    """Nats above L(w*) (for a minibatch: above the first one's loss) at which a chain no longer counts as local."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preconditioner not in PRECONDITIONERS:
+            raise ValueError(f"preconditioner must be one of {PRECONDITIONERS}, got {self.preconditioner!r}")
+        for name in ("batch_size", "chains", "draws", "steps_between_draws"):
+            _require_integer(self, name, 1)
+        for name in ("burn_in", "seed"):
+            _require_integer(self, name, 0)
+        for name in ("gamma", "step_size", "rms_epsilon"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
+        if not self.max_rise > 0:
+            raise ValueError(f"max_rise must be positive, got {self.max_rise!r}")
+        if not (self.nbeta >= 0 and math.isfinite(self.nbeta)):
+            raise ValueError(f"nbeta must be zero or positive, got {self.nbeta!r}")
+        if not 0 < self.rms_decay < 1:
+            raise ValueError(f"rms_decay must lie between 0 and 1, got {self.rms_decay!r}")
+        if not self.needs_gradient and self.relaxed_fraction() >= 2:  # no loss is looked at that could report it
+            raise ValueError(
+                "step_size * gamma / 2 must be below 2, or the nbeta = 0 chain diverges: "
+                f"got {self.relaxed_fraction():g}, so lower step_size (now {self.step_size:g})"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of one chain."""
+        return self.burn_in + self.draws * self.steps_between_draws
+
+    @property
+    def needs_gradient(self) -> bool:
+        """False for the plain nβ = 0 control, whose update never looks at the loss."""
+        return self.nbeta > 0 or self.preconditioner != "none"
+
+    def relaxed_fraction(self, precondition: float = 1.0) -> float:
+        """εGγ/2: the part of its distance to w* that a weight loses in one step; keep it below about 0.2.
+
+        ``precondition`` is G: 1 for plain SGLD, at most 1/rms_epsilon for RMSProp.
+        """
+        return self.step_size * precondition * self.gamma / 2
+
+
+def _require_integer(settings: Settings, name: str, least: int) -> None:
+    value = getattr(settings, name)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+class ChainError(RuntimeError):
+    """A chain met a loss that is not finite or far above its local range."""
+
+
+def stable_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on ``parts`` alone: not on the process, the order of tasks or the platform."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def minibatches(windows: int, settings: Settings, chain: int) -> Iterator[np.ndarray]:
+    """Indices of the windows of each minibatch, without end: a new random order at each pass over the windows.
+
+    The order depends on the seed and, unless the chains share their batches, on the chain; never on the component.
+    """
+    if windows < 1:
+        raise ValueError("there are no sampling windows: give at least one")
+    rng = np.random.default_rng(stable_seed("batches", settings.seed, 0 if settings.share_batches else chain))
+    queue = np.empty(0, dtype=np.int64)
+    while True:
+        while len(queue) < settings.batch_size:
+            queue = np.concatenate([queue, rng.permutation(windows)])
+        yield queue[: settings.batch_size]
+        queue = queue[settings.batch_size :]
+
+
+class Chain:
+    """One SGLD chain: a position in the weights of a component, its preconditioner and its noise.
+
+    Args:
+        start: w* restricted to the component, flat.
+        name: the component; with ``settings.seed`` and ``chain`` it fixes the noise.
+    """
+
+    def __init__(self, start: Float[Tensor, " parameters"], settings: Settings, *, name: str = "", chain: int = 0):
+        self.settings, self.name, self.chain = settings, name, chain
+        self.centre = start.detach()
+        self.position = start.detach().clone()
+        self.generator = torch.Generator(start.device).manual_seed(stable_seed("noise", settings.seed, name, chain))
+        self.noise = torch.empty_like(self.position)
+        self.steps = 0
+        if settings.preconditioner != "none":
+            begin = 1.0 if settings.preconditioner == "rmsprop_corrected" else 0.0
+            self.square = torch.full_like(self.position, begin)
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """G_t, after v_t has taken in the gradient (module docstring)."""
+        s = self.settings
+        self.square.mul_(s.rms_decay).addcmul_(gradient, gradient, value=1 - s.rms_decay)
+        correction = 1 - s.rms_decay**self.steps if s.preconditioner == "rmsprop_corrected" else 1.0
+        return (self.square / correction).sqrt_().add_(s.rms_epsilon).reciprocal_()
+
+    def step(self, gradient: Float[Tensor, " parameters"] | None) -> None:
+        """One update with the gradient of the mean loss; None where the update does not need it."""
+        s = self.settings
+        self.steps += 1
+        drift = (self.position - self.centre).mul_(s.gamma)
+        if gradient is not None:
+            drift.add_(gradient, alpha=s.nbeta)
+        self.noise.normal_(generator=self.generator)
+        if s.preconditioner == "none":
+            self.position.add_(drift, alpha=-s.step_size / 2).add_(self.noise, alpha=s.step_size**0.5)
+        else:
+            scale = self.precondition(gradient)
+            self.position.addcmul_(scale, drift, value=-s.step_size / 2)
+            self.position.addcmul_(scale.sqrt_(), self.noise, value=s.step_size**0.5)
+
+    def check(self, rise: float, draw: int) -> None:
+        """Raise a `ChainError` unless the loss is finite and rose by no more than ``max_rise``."""
+        s = self.settings
+        if math.isfinite(rise) and rise <= s.max_rise:
+            return
+        what = f"rose by {rise:.3g}, more than {s.max_rise:g}" if math.isfinite(rise) else "is not finite"
+        raise ChainError(
+            f"component {self.name or 'unnamed'}, chain {self.chain}, draw {draw}: the loss {what}. "
+            f"The chain is no longer local: lower step_size (now {s.step_size:g}) if the loss jumped, "
+            f"else raise gamma (now {s.gamma:g}) or raise nbeta (now {s.nbeta:g}) so that the loss holds it."
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the chains that run in lockstep hold at one draw."""
+
+    index: int
+    step: int
+    positions: tuple[Tensor, ...]
+    """Flat weights of each chain: live buffers, so copy what must outlast the draw."""
+    losses: tuple[float, ...]
+    """Minibatch loss of each chain at its last step, before the update (nan if no gradient was needed)."""
+
+    @property
+    def position(self) -> Tensor:
+        """The weights, where there is one chain."""
+        return self.positions[0]
+
+
+# Positions of the chains -> their losses and the gradients of their mean losses, on the minibatch of this step.
+Gradients = Callable[[Sequence[Tensor]], tuple[Sequence[float], Sequence[Tensor]]]
+
+
+def lockstep(chains: Sequence[Chain], gradients: Gradients, settings: Settings) -> Iterator[Draw]:
+    """Advance the chains together and yield every draw, so that they can share what a minibatch costs.
+
+    Raises:
+        ChainError: at the step at which a loss is not finite, or far above its local range.
+    """
+    losses: Sequence[float] = [math.nan] * len(chains)
+    first: Sequence[float] = ()
+    for step in range(1, settings.steps + 1):
+        draw, offset = divmod(step - settings.burn_in - 1, settings.steps_between_draws)
+        if settings.needs_gradient:
+            losses, slopes = gradients([chain.position for chain in chains])
+            first = first or losses
+            for chain, loss, begin, slope in zip(chains, losses, first, slopes, strict=True):
+                chain.check(loss - begin, max(draw, 0))
+                chain.step(slope)
+        else:
+            for chain in chains:
+                chain.step(None)
+        if step > settings.burn_in and offset == settings.steps_between_draws - 1:
+            yield Draw(draw, step, tuple(chain.position for chain in chains), tuple(losses))
+
+
+def sample(
+    potential_or_model,
+    settings: Settings,
+    *,
+    start: Float[Tensor, " parameters"] | None = None,
+    component: str = "full",
+    windows=None,
+    chain: int = 0,
+) -> Iterator[Draw]:
+    """The draws of one chain, one by one.
+
+    Args:
+        potential_or_model: a differentiable function L(w) of a flat tensor, or a `LanguageModel`.
+        settings: the posterior and its sampler; ``draws`` draws are yielded.
+        start: w*, for a function.
+        component: the block of weights that moves, for a language model; every other weight stays as it is.
+        windows: `Windows` or an integer array (windows, length) from which minibatches are drawn, for a language model.
+        chain: number of the chain: chains of one seed differ in their noise.
+
+    Raises:
+        ValueError: for an unknown component, or where ``start`` or ``windows`` is missing.
+        ChainError: if the loss is not finite or far above its local range.
+    """
+    if hasattr(potential_or_model, "tokenizer"):
+        if windows is None:
+            raise ValueError("sampling a language model needs windows: token windows to draw minibatches from")
+        from .engine import Engine  # here, since the engine builds on this module
+
+        group = Engine.of(potential_or_model).group([component])
+        (begin,) = group.start
+        gradients = group.minibatch_gradients(windows, settings, chain)
+    else:
+        if start is None:
+            raise ValueError("sampling a potential needs start: the flat tensor w* around which it is localised")
+        begin, gradients = start, _autograd(potential_or_model)
+    yield from lockstep([Chain(begin, settings, name=component, chain=chain)], gradients, settings)
+
+
+def _autograd(potential: Callable[[Tensor], Tensor]) -> Gradients:
+    def gradients(positions: Sequence[Tensor]) -> tuple[list[float], list[Tensor]]:
+        leaves = [position.detach().clone().requires_grad_() for position in positions]
+        losses = [potential(leaf) for leaf in leaves]
+        slopes = torch.autograd.grad(sum(losses), leaves)
+        return [loss.item() for loss in losses], list(slopes)
+
+    return gradients

@@ -1,0 +1,234 @@
+"""What a run leaves on disk: partial sums of each finished task, the manifest, the labelled result.
+
+    manifest.json     the plan: settings, components, seeds, hashes of model and windows, versions
+    tasks/*.npz       one file a task (a group of components x a chain): sums, traces
+    result.zarr       the labelled arrays (xarray), once every task is there
+
+Files are written under another name and then renamed, so a run that is killed leaves only whole ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+
+from .estimator import CovarianceSums
+
+
+@dataclass(frozen=True)
+class ComponentRecord:
+    """What one chain of one component measured."""
+
+    sums: tuple[CovarianceSums, ...]
+    """Sums over consecutive blocks of draws, of equal size but for the last."""
+    rise: ndarray
+    """(draws,) L(w) - L(w*) on the loss windows, nats."""
+    batch_loss: ndarray
+    """(draws,) loss of the minibatch at the last step before each draw, nats."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: created if it is not there.
+        manifest: the plan as JSON-able values: the folder belongs to this plan from then on.
+
+    Raises:
+        ValueError: if the folder holds another plan (the message says where they differ), holds other files, or cannot
+            be written.
+    """
+
+    def __init__(self, path: str | Path, manifest: Mapping):
+        self.path = Path(path)
+        text = json.dumps(manifest, indent=2, sort_keys=True)
+        stored, ours = self.path / "manifest.json", ("tasks", "manifest.part")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ours)
+            if strangers and not stored.exists():
+                raise ValueError(
+                    f"{self.path} is not a run folder and not empty (it holds {strangers[0]}): name a new folder"
+                )
+            (self.path / "tasks").mkdir(exist_ok=True)
+            _write(self.path / "tasks" / "writable", b"")  # now, rather than after an hour
+            (self.path / "tasks" / "writable").unlink()
+            if not stored.exists():
+                _write(stored, text.encode())
+        except OSError as error:
+            raise ValueError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
+        held = read_manifest(self.path)
+        if held != json.loads(text):
+            raise ValueError(
+                f"{self.path} belongs to another plan ({'; '.join(_differences(held, json.loads(text)))}): "
+                "name a new folder, or repeat that plan"
+            )
+
+    def task_file(self, name: str) -> Path:
+        return self.path / "tasks" / f"{name}.npz"
+
+    def has(self, name: str) -> bool:
+        """Whether a task is finished."""
+        return self.task_file(name).exists()
+
+    def save_task(self, name: str, records: Mapping[str, ComponentRecord]) -> None:
+        """Keep what a finished task measured, whole or not at all."""
+        arrays: dict[str, ndarray] = {"components": np.array(list(records))}
+        for i, record in enumerate(records.values()):
+            arrays |= {f"{i}/rise": record.rise, f"{i}/batch_loss": record.batch_loss}
+            for b, sums in enumerate(record.sums):
+                arrays |= {f"{i}/{b}/{key}": value for key, value in sums.to_arrays().items()}
+        temporary = self.task_file(name).with_suffix(".part.npz")
+        np.savez(temporary, **arrays)
+        _settle(temporary, self.task_file(name))
+
+    def load_task(self, name: str) -> dict[str, ComponentRecord]:
+        """What a finished task measured.
+
+        Raises:
+            ValueError: if its file is damaged.
+        """
+        file = self.task_file(name)
+        try:
+            with np.load(file) as arrays:
+                return {str(c): _record(arrays, i) for i, c in enumerate(arrays["components"])}
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{file} is damaged ({error}): delete it, and the same measurement makes it again"
+            ) from error
+
+    def save_model(self, config: Mapping, weights: Mapping) -> Path:
+        """Keep a model that came from no folder where workers can load it; returns its folder."""
+        from safetensors.torch import save_file
+
+        folder = self.path / "model"
+        folder.mkdir(exist_ok=True)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / "weights.part")
+        os.replace(folder / "weights.part", folder / "model.safetensors")
+        _write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str).encode())
+        return folder
+
+    @property
+    def result_path(self) -> Path:
+        return self.path / "result.zarr"
+
+    def save_result(self, dataset) -> None:
+        """Write the labelled result (an `xarray.Dataset`), replacing an earlier one."""
+        temporary = self.path / "result.part.zarr"
+        shutil.rmtree(temporary, ignore_errors=True)
+        _plain_text(dataset).to_zarr(temporary, mode="w", zarr_format=3, consolidated=False)
+        shutil.rmtree(self.result_path, ignore_errors=True)
+        os.replace(temporary, self.result_path)
+
+
+def open_result(path: str | Path):
+    """The result of a finished run, as an `xarray.Dataset` in memory.
+
+    Raises:
+        ValueError: if there is no finished run at ``path``.
+    """
+    import xarray as xr
+
+    result = Path(path) / "result.zarr"
+    if not result.exists():
+        raise ValueError(f"{path} holds no finished measurement (no result.zarr): run `spectro measure --out {path}`")
+    with xr.open_zarr(result, consolidated=False) as dataset:
+        return _plain_text(dataset.load())
+
+
+def _plain_text(dataset):
+    """Text as Python strings: of any length, NUL characters included, and with a stable form in Zarr."""
+    text = {name: array for name, array in dataset.coords.items() if array.dtype.kind in "UT"}
+    return dataset.assign_coords({name: (array.dims, array.values.astype(object)) for name, array in text.items()})
+
+
+def pack(result, path: str | Path) -> Path:
+    """Write a result as one small file: float32, of the half estimates only those from all draws.
+
+    Such a file ships with the library (`shipped_result`), so that readers of the book need not measure for an hour.
+    """
+    import zarr
+
+    path = Path(path)
+    last = result.isel(block=[-1])
+    small = last.map(lambda values: values.astype(np.float32) if values.dtype == np.float64 else values)
+    temporary = path.with_suffix(".part.zip")
+    temporary.unlink(missing_ok=True)
+    parts: dict = {}  # a zip file cannot replace its entries, as writing Zarr does
+    _plain_text(small.assign_attrs(result.attrs)).to_zarr(zarr.storage.MemoryStore(parts), consolidated=False)
+    with zipfile.ZipFile(temporary, "w") as archive:
+        for name in sorted(parts):
+            archive.writestr(zipfile.ZipInfo(name), parts[name].to_bytes())  # without the time of writing
+    _settle(temporary, path)
+    return path
+
+
+def open_packed(path: str | Path):
+    """A result written by `pack`, as an `xarray.Dataset` in memory."""
+    import xarray as xr
+    import zarr
+
+    with zarr.storage.ZipStore(path, mode="r") as archive:
+        return _plain_text(xr.open_zarr(archive, consolidated=False).load())
+
+
+def shipped_result():
+    """The measurement that ships with the library: profile ``book`` on the bundled model."""
+    return open_packed(Path(__file__).parent / "bundled" / "measurement.zarr.zip")
+
+
+def read_manifest(path: str | Path) -> dict:
+    """The manifest of a run folder.
+
+    Raises:
+        ValueError: if there is none, or it is damaged.
+    """
+    file = Path(path) / "manifest.json"
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path} is not a run folder: it has no manifest.json") from None
+    except json.JSONDecodeError:
+        raise ValueError(f"{file} is damaged: it is not JSON") from None
+
+
+def _record(arrays: Mapping[str, ndarray], i: int) -> ComponentRecord:
+    sums = []
+    while f"{i}/{len(sums)}/count" in arrays:
+        block = f"{i}/{len(sums)}"
+        sums.append(CovarianceSums.from_arrays({key: arrays[f"{block}/{key}"] for key in CovarianceSums.ARRAYS}))
+    return ComponentRecord(tuple(sums), arrays[f"{i}/rise"], arrays[f"{i}/batch_loss"])
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(data)
+    _settle(temporary, path)
+
+
+def _settle(temporary: Path, path: Path) -> None:
+    """Force the file to disk, then give it its name."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _differences(held, wanted, where: str = "") -> list[str]:
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        keys = sorted(held.keys() | wanted.keys())
+        found = [_differences(held.get(key), wanted.get(key), f"{where}.{key}".lstrip(".")) for key in keys]
+        return [difference for differences in found for difference in differences]
+    return [] if held == wanted else [f"{where}: there {_short(held)}, here {_short(wanted)}"]
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

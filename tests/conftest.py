@@ -1,0 +1,58 @@
+"""Fixtures that several tests share: a tiny random GPT-NeoX of odd shapes, windows for it, one torch thread.
+
+The shapes in the engine's signatures are checked at run time here, and nowhere else.
+"""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings as hypothesis_settings
+from jaxtyping import install_import_hook
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+install_import_hook(["spectrolib.engine", "spectrolib.components"], "beartype.beartype")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+torch.set_num_threads(1)
+hypothesis_settings.register_profile("spectrolib", deadline=None, derandomize=True, max_examples=50)
+hypothesis_settings.load_profile("spectrolib")
+
+TINY = dict(
+    vocab_size=53,
+    hidden_size=30,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=44,
+    max_position_embeddings=64,
+    tie_word_embeddings=False,
+)
+
+
+def random_gpt_neox(seed: int = 0, spread: float = 0.25, **changes) -> GPTNeoXForCausalLM:
+    """A GPT-NeoX whose every weight is random, norms and biases too: no term of its gradient is zero or one."""
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(**{**TINY, **changes})).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        centre = 1.0 if "norm.weight" in name or "layernorm.weight" in name else 0.0
+        parameter.data = centre + spread * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt_neox() -> GPTNeoXForCausalLM:
+    """2 layers, 3 heads of 10 dimensions (2 of them rotated), width 30, MLP 44, vocabulary 53."""
+    return random_gpt_neox()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_gpt_neox) -> SimpleNamespace:
+    """The same with the attributes of a language model."""
+    return SimpleNamespace(model=tiny_gpt_neox, tokenizer=None, name="tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_windows() -> np.ndarray:
+    """7 windows of 12 tokens."""
+    return np.random.default_rng(0).integers(0, TINY["vocab_size"], size=(7, 12))
