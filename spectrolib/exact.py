@@ -197,9 +197,9 @@ def replicated(potential: Potential, copies: int) -> Potential:
 
 
 def walk(
-    potential: Potential, settings: Settings, centre: Float[ndarray, " d"], copies: int
+    potential: Potential, settings: Settings, centre: Float[ndarray, " d"], copies: int, *, name: str = "full"
 ) -> Float[ndarray, "draws copies d"]:
-    """Every draw of many independent chains, all started at w* = ``centre``.
+    """Every draw of many independent chains, all started at w* = ``centre``; another ``name`` brings other noise.
 
     The sampler sees the sum of the copies' losses, whose rise is no sign of trouble: ``max_rise`` is lifted.
     """
@@ -207,6 +207,7 @@ def walk(
         replicated(potential, copies),
         replace(settings, max_rise=math.inf),
         start=torch.as_tensor(np.tile(centre, copies)),
+        component=name,
     )
     return np.stack([draw.position.view(copies, -1).numpy().copy() for draw in run])
 

@@ -1,7 +1,6 @@
-"""A GPT-NeoX as a function of its tensors, for training: initial weights, hidden states, losses.
+"""A GPT-NeoX as a function of its tensors, for training: architecture, initial weights, losses.
 
-The same function as the one in transformers, under the same names, but without modules: worker processes need not
-import transformers.
+Tensors have transformers' names, but there are no modules: worker processes need not import transformers.
 """
 
 from __future__ import annotations
@@ -9,9 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from .components import Shape
+from .engine import cross_entropy
+from .layers import Rotary, forward
 
 
 @dataclass(frozen=True)
@@ -86,69 +88,16 @@ def initial_weights(shape: Architecture, seed: int) -> dict[str, Tensor]:
 def hidden_states(
     weights: dict[str, Tensor], ids: Int[Tensor, "windows length"], shape: Architecture
 ) -> Float[Tensor, "windows length width"]:
-    """The final hidden states; the same function as transformers' GPTNeoX, with less overhead."""
-    windows, length = ids.shape
-    head, rotated = shape.width // shape.heads, int(shape.rotary * shape.width // shape.heads)
-    frequency = 1e4 ** -(torch.arange(0, rotated, 2, device=ids.device).float() / rotated)
-    angle = torch.outer(torch.arange(length, device=ids.device).float(), frequency)
-    cos, sin = angle.cos(), angle.sin()
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, (shape.width,), weights[name + ".weight"], weights[name + ".bias"], 1e-5)
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return F.linear(x, weights[name + ".weight"], weights[name + ".bias"])
-
-    def rotate(x: Tensor) -> Tensor:  # windows heads length head
-        a, b, rest = x.split([rotated // 2, rotated // 2, head - rotated], dim=-1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
-
-    x = F.embedding(ids, weights["gpt_neox.embed_in.weight"])
-    for layer in range(shape.layers):
-        p = f"gpt_neox.layers.{layer}."
-        qkv = linear(norm(x, p + "input_layernorm"), p + "attention.query_key_value")
-        q, k, v = qkv.view(windows, length, shape.heads, 3 * head).transpose(1, 2).split(head, dim=-1)
-        attended = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
-        attended = attended.transpose(1, 2).reshape(windows, length, shape.width)
-        wide = F.gelu(linear(norm(x, p + "post_attention_layernorm"), p + "mlp.dense_h_to_4h"))
-        x = x + linear(attended, p + "attention.dense") + linear(wide, p + "mlp.dense_4h_to_h")
-    return norm(x, "gpt_neox.final_layer_norm")
-
-
-class _CrossEntropy(torch.autograd.Function):
-    """Sum of token losses, and its gradient, in one sweep over blocks of tokens that stay in the cache."""
-
-    @staticmethod
-    def forward(ctx, h: Tensor, unembed: Tensor, targets: Tensor, block: int = 512) -> Tensor:
-        dh, dunembed_t = torch.empty_like(h), torch.zeros_like(unembed.T)
-        total = h.new_zeros(())
-        for start in range(0, len(h), block):
-            cut = slice(start, start + block)
-            logits = h[cut] @ unembed.T
-            target = targets[cut, None]
-            chosen = logits.gather(1, target).sum()
-            top = logits.amax(1, keepdim=True)
-            p = logits.sub_(top).exp_()
-            z = p.sum(1, keepdim=True)
-            total += (z.log() + top).sum() - chosen
-            p.div_(z).scatter_add_(1, target, p.new_full(target.shape, -1.0))
-            dh[cut] = p @ unembed
-            dunembed_t.addmm_(h[cut].T, p)
-        ctx.save_for_backward(dh, dunembed_t.T)
-        return total
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> tuple:
-        dh, dunembed = ctx.saved_tensors
-        return g * dh, g * dunembed, None, None
+    """The final hidden states, by the plain forward pass of the engine."""
+    plain = Shape.from_config(shape.config())
+    return forward(weights, plain, Rotary(plain, ids.device), ids)
 
 
 def total_loss(
     weights: dict[str, Tensor], windows: Int[Tensor, "windows length+1"], shape: Architecture
 ) -> Float[Tensor, ""]:
     """Sum of the losses of all predictions, in nats."""
-    h = hidden_states(weights, windows[:, :-1], shape)
-    return _CrossEntropy.apply(h.flatten(0, 1), weights["embed_out.weight"], windows[:, 1:].flatten())
+    return _token_losses(weights, windows, shape).sum()
 
 
 @torch.no_grad()
@@ -156,9 +105,11 @@ def window_losses(
     weights: dict[str, Tensor], windows: Int[Tensor, "windows length+1"], shape: Architecture
 ) -> Float[Tensor, " windows"]:
     """Mean loss of each window's predictions, in nats per token."""
-    losses = []
-    for part in windows.split(8):
-        logits = hidden_states(weights, part[:, :-1], shape) @ weights["embed_out.weight"].T
-        token = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none")
-        losses.append(token.view(len(part), -1).mean(1))
-    return torch.cat(losses)
+    return torch.cat([_token_losses(weights, part, shape).view(len(part), -1).mean(1) for part in windows.split(8)])
+
+
+def _token_losses(
+    weights: dict[str, Tensor], windows: Int[Tensor, "windows length+1"], shape: Architecture
+) -> Float[Tensor, " predictions"]:
+    hidden = hidden_states(weights, windows[:, :-1], shape).flatten(0, 1)
+    return cross_entropy(hidden, weights["embed_out.weight"], windows[:, 1:].flatten())

@@ -75,8 +75,8 @@ BOOK = Profile(
     ),
 )
 
-# γ, nβ, batch, chains and draws of the paper's 14M run are inferred from its 1.4B run; step size and steps between draws
-# from the rule above with G <= 1/e; text, context length and number of tokens are our choice.
+# γ, nβ, batch, chains and draws of the paper's 14M run are inferred from its 1.4B run; step size and steps between
+# draws from the rule above with G <= 1/e; text, context length and number of tokens are our choice.
 PAPER = Profile(
     name="paper",
     model="EleutherAI/pythia-14m",
