@@ -442,10 +442,11 @@ def start_forkserver() -> multiprocessing.context.BaseContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["spectrolib.measure"])
+    resource_tracker.ensure_running()  # first, since it unblocks what is blocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the new process inherits this
     try:
         forkserver.ensure_running()
