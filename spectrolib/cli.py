@@ -6,6 +6,7 @@ Errors that the user can mend are one line on stderr: exit code 2 for bad input,
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import textwrap
 from collections import Counter
@@ -199,11 +200,10 @@ def _print_summary(result, out: Path) -> None:
     checks = acceptance(result)
     failed = Counter(check.rule for check in checks if check.passed is False)
     tokens, columns = result["susceptibility"].shape
-    verdict = ", ".join(f"{rule}: {number}" for rule, number in failed.items())
+    passed, broken = sum(check.passed is True for check in checks), ", ".join(f"{n} x {r}" for r, n in failed.items())
     rows = {
         "result": f"{out / 'result.zarr'}: {tokens:,} tokens x {columns} components",
-        "chains": f"{sum(check.passed is True for check in checks)} of {len(checks)} rules hold"
-        + (f"; not so {verdict}" if failed else ""),
+        "chains": f"{passed} of {len(checks)} checks pass" + (f"; failed: {broken}" if failed else ""),
         "reliability": _reliability(result),
         "more": f"spectro info {out}",
     }
@@ -269,8 +269,8 @@ def _print_diagnostics(console: Console, result) -> None:
         table.add_row(
             name,
             *(_mark(mine[rule]) for rule in per_rule),
-            f"{float(chains['effective_draws'].sel(sampled=name)):.0f}",
-            f"{float(reliability.sel(component=name)):.2f}" if known else "",
+            _number(float(chains["effective_draws"].sel(sampled=name)), ".0f"),
+            _number(float(reliability.sel(component=name)), ".2f") if known else "",
         )
     console.print()
     console.print(table)
@@ -285,9 +285,12 @@ def _print_diagnostics(console: Console, result) -> None:
 
 
 def _mark(check) -> str:
-    if check.passed is None:
-        return "[dim]?[/]"
-    return f"{check.value:.3g}" if check.passed else f"[red]{check.value:.3g} x[/]"
+    value = _number(check.value, ".3g")
+    return f"[red]{value} x[/]" if check.passed is False else value
+
+
+def _number(value: float, form: str) -> str:
+    return "?" if math.isnan(value) else format(value, form)
 
 
 # train -------------------------------------------------------------------------------------------------------------

@@ -38,9 +38,9 @@ def r_hat(trace: Float[ndarray, "chains draws"]) -> float:
 def effective_draws(trace: Float[ndarray, "chains draws"]) -> float:
     """Bulk effective sample size of all chains together (arviz): independent draws that would say as much.
 
-    NaN for fewer than 4 draws, or a trace that never moves.
+    NaN for fewer than 12 draws, which cannot show how they depend on each other, or a trace that never moves.
     """
-    if not _moves(trace):
+    if trace.shape[1] < 12 or not _moves(trace):
         return math.nan
     import arviz
 

@@ -8,6 +8,7 @@ result is the same to the last bit for any number of workers and any number of i
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import math
 import multiprocessing
@@ -306,6 +307,7 @@ def _start_worker(stop, done, slots: dict[Task, int]) -> None:
 
     global _report
     _report = report
+    gc.freeze()  # so that no collection touches, and so copies, the memory that workers share
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
