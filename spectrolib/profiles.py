@@ -38,7 +38,7 @@ SMOKE = Profile(
     model="bundled",
     source="bundled",
     length=65,
-    sampling_windows=256,
+    sampling_windows=64,
     loss_windows=8,
     probe_windows=16,
     settings=Settings(
@@ -48,9 +48,9 @@ SMOKE = Profile(
         preconditioner="none",
         batch_size=4,
         chains=2,
-        draws=8,
-        steps_between_draws=4,
-        burn_in=4,
+        draws=6,
+        steps_between_draws=3,
+        burn_in=3,
     ),
 )
 
