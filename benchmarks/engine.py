@@ -5,8 +5,8 @@
 
 Both tools sample the same components of the same model with the same draws, steps, batches, loss windows and probe
 windows. Every run is a process of its own, and the two take turns, so that the ratios hold on a machine whose speed
-drifts. Times leave out imports and loading. `unembed` is left out: devinterp 2.0.1 does not find it with transformers
-5.13 or later.
+drifts. Times leave out imports, loading and the start of worker processes. `unembed` is left out: devinterp 2.0.1 does
+not find it with transformers 5.13 or later.
 
 * one core: one thread for each tool;
 * whole machine: two processes of one thread for ours (as `measure` runs them), two threads for devinterp.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import statistics
@@ -23,15 +24,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 SHAPES = {
-    "bundled": {"vocabulary": 4096, "length": 129, "probe": 32, "loss": 8, "batch": 8, "draws": 2, "steps": 4},
-    "pythia-14m": {"vocabulary": 50304, "length": 65, "probe": 8, "loss": 8, "batch": 8, "draws": 2, "steps": 3},
+    "bundled": {"vocabulary": 4096, "length": 129, "probe": 24, "loss": 8, "batch": 8, "draws": 3, "steps": 4},
+    "pythia-14m": {"vocabulary": 50304, "length": 65, "probe": 8, "loss": 8, "batch": 8, "draws": 3, "steps": 2},
 }
-COMPONENTS = ("l1h1", "l4h1", "l3 mlp", "embed")
-"""An early and a late head, a middle MLP, the embedding; the whole model always runs too."""
-NBETA, GAMMA, STEP_SIZE, CHAINS = 10.0, 300.0, 1e-3, 1
+COMPONENTS = ("l1h0", "l1h1", "l1h2", "l1h3", "l1 mlp", "l4h0", "l4h1", "l4h2", "l4h3", "l4 mlp", "embed")
+"""An early and a late layer and the embedding; the whole model always runs too. A third of a full measurement."""
+NBETA, GAMMA, STEP_SIZE, CHAINS = 10.0, 300.0, 1e-3, 2
 
 
 def plan(shape: str):
@@ -93,12 +95,15 @@ def run_ours(work, workers: int) -> float:
     import torch
 
     from spectrolib.engine import Engine
-    from spectrolib.measure import Job, measure, run_task
+    from spectrolib.measure import measure
+    from spectrolib.workers import Job, run_task
 
     if workers > 1:
-        with tempfile.TemporaryDirectory() as folder:
+        forkserver = multiprocessing.get_context("forkserver")
+        with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers, mp_context=forkserver) as pool:
+            list(pool.map(_import, range(workers)))
             begin = time.perf_counter()
-            measure(work, Path(folder) / "run", workers=workers, progress=False)
+            measure(work, Path(folder) / "run", executor=pool, progress=False)
             return time.perf_counter() - begin
     torch.set_num_threads(1)
     job = Job("", "cpu", work.sampling.ids, work.loss.ids, work.probe.ids, work.settings, work.blocks)
@@ -107,6 +112,13 @@ def run_ours(work, workers: int) -> float:
     for task in work.tasks:
         run_task(engine, job, task)
     return time.perf_counter() - begin
+
+
+def _import(worker: int) -> None:
+    """What a worker needs, loaded; long enough for every worker to get one call."""
+    import spectrolib.workers  # noqa: F401
+
+    time.sleep(1)
 
 
 def run_devinterp(work, threads: int) -> float:
@@ -196,7 +208,7 @@ def spawn(tool: str, shape: str, cores: int) -> dict:
 
 def compare(shape: str, cores: int, repeats: int) -> dict:
     """Both tools in turn; medians, and the ratio pair by pair."""
-    from spectrolib.measure import matmul_rate
+    from spectrolib.plan import matmul_rate
 
     ours, theirs, rates = [], [], []
     for _ in range(repeats):

@@ -22,8 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .measure import Plan
-    from .models import LanguageModel
+    from .plan import Plan
     from .profiles import Profile
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
@@ -96,7 +95,7 @@ def measure(
 ) -> None:
     """Measure the susceptibility of every probe token for every component."""
     from .measure import measure as carry_out
-    from .measure import start_forkserver
+    from .workers import start_forkserver
 
     overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
     with _one_line_errors():
@@ -135,22 +134,14 @@ def _changes(
 
 def _plan(constants: Profile, changes: dict, model: str, text: str, data: str) -> Plan:
     from .corpus import hub_documents, local_documents
-    from .measure import Plan, text_windows
+    from .models import load_model
+    from .plan import Plan, text_windows
 
     documents = local_documents(text) if text else hub_documents(data) if data else None
-    language_model = _load(model or constants.model)
+    language_model = load_model(model or constants.model)
     if documents is not None:
         changes = changes | text_windows(constants, language_model, documents, text or data)
     return Plan.from_profile(constants, model=language_model, **changes)
-
-
-def _load(name: str) -> LanguageModel:
-    from transformers.utils import logging
-
-    from .models import load_model
-
-    logging.disable_progress_bar()  # a bar for a second
-    return load_model(name)
 
 
 def _finished(out: Path) -> int:
@@ -158,7 +149,7 @@ def _finished(out: Path) -> int:
 
 
 def _print_plan(plan: Plan, workers: int | None) -> None:
-    from .measure import available_cores
+    from .workers import available_cores
 
     s, shape, cost = plan.settings, plan.shape, plan.cost()
     count = min(workers or available_cores(), cost.tasks)

@@ -108,9 +108,8 @@ def components(model) -> list[str]:
     """Names of all components of ``model`` (a `LanguageModel`, a transformers model, a config dict or a `Shape`)."""
     if isinstance(model, Shape):
         return names(model)
-    model = getattr(model, "model", model)
-    config = model if isinstance(model, Mapping) else model.config.to_dict()
-    return names(Shape.from_config(config))
+    config = model if isinstance(model, Mapping) else model.config
+    return names(Shape.from_config(config if isinstance(config, Mapping) else config.to_dict()))
 
 
 def layer_of(component: str) -> int | None:

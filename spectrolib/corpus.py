@@ -57,10 +57,8 @@ def local_documents(path: str | Path, *, limit: int | None = None) -> Iterator[D
     Rows need a field "text". The domain is the row's "domain" or "meta.pile_set_name" (also "pile_set_name"), otherwise
     the name of the file, or inside a folder of the folder it lies in. A README.md in a folder is its card, no text.
 
-    Raises
-    ------
-    ValueError
-        If nothing is at `path`, nothing there is one of these, a file is not UTF-8, or a row has no text.
+    Raises:
+        ValueError: if nothing is at `path`, nothing there is one of these, a file is not UTF-8, or a row has no text.
     """
     path = Path(path)
     if not path.exists():
@@ -89,12 +87,9 @@ def hub_documents(
     Examples: "NeelNanda/pile-10k", and the Pile subsets "timaeus/pile-github", "timaeus/pile-arxiv", ..., whose domain
     is the last part of the name.
 
-    Raises
-    ------
-    ImportError
-        If `datasets` is missing (the extra "hub" brings it).
-    ValueError
-        If there is no such data set or split, or its rows have no text.
+    Raises:
+        ImportError: if `datasets` is missing (the extra "hub" brings it).
+        ValueError: if there is no such data set or split, or its rows have no text.
     """
     try:
         import datasets
@@ -251,10 +246,8 @@ def windows_from_documents(
     Domains take turns; each turn gives one window from the domain's next document (in random order), at a random place;
     windows of one document do not overlap, and no document gives more than `per_document`.
 
-    Raises
-    ------
-    ValueError
-        If the documents hold fewer such windows, or length < 2.
+    Raises:
+        ValueError: if the documents hold fewer such windows, or length < 2.
     """
     if length < 2 or count < 1 or per_document < 1:
         raise ValueError(f"need length >= 2, count >= 1, per_document >= 1; got {length}, {count}, {per_document}")
@@ -317,9 +310,18 @@ def encode(tokenizer: AnyTokenizer, text: str) -> Int[ndarray, " tokens"]:
     return np.array(_backend(tokenizer).encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
 
+def bare_tokenizer(tokenizer: AnyTokenizer) -> Tokenizer:
+    """A copy without the post-processor, which adds special tokens, and which transformers sets as it likes."""
+    from tokenizers import Tokenizer
+
+    bare = Tokenizer.from_str(_backend(tokenizer).to_str())
+    bare.post_processor = None
+    return bare
+
+
 def tokenizer_hash(tokenizer: AnyTokenizer) -> str:
-    """SHA-256 of the tokenizer's definition."""
-    return content_hash(_backend(tokenizer).to_str())
+    """SHA-256 of the tokenizer's definition, but for its post-processor."""
+    return content_hash(bare_tokenizer(tokenizer).to_str())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

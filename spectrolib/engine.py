@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .components import EMBED, FULL, UNEMBED, Shape, blocks, check, gather, layer_of, split
 from .layers import FINAL_NORM, FrozenLayer, Rotary, activate, attend, forward, norm
+from .models import LanguageModel
 from .posterior import Gradients, Settings, minibatches
 
 TOKEN_BLOCK, VOCABULARY_BLOCK = 256, 1024
@@ -160,13 +161,9 @@ class Engine:
 
     @classmethod
     def of(cls, model) -> Engine:
-        """The engine of a `LanguageModel` (or of a transformers GPT-NeoX)."""
-        module = getattr(model, "model", model)
-        module = module if hasattr(module, "config") else model
-        weights = {name: tensor.detach() for name, tensor in module.named_parameters()}
-        output = module.get_output_embeddings().weight.detach()
-        weights = {name: tensor for name, tensor in weights.items() if name.startswith("gpt_neox.")}
-        return cls(Shape.from_config(module.config.to_dict()), {**weights, UNEMBED: output})
+        """The engine of a `LanguageModel`, or of a transformers GPT-NeoX."""
+        model = model if isinstance(model, LanguageModel) else LanguageModel(model)
+        return cls(model.shape, model.weights)
 
     def ids(self, windows) -> Int[Tensor, "windows length"]:
         """Token ids on the engine's device, checked.

@@ -136,19 +136,13 @@ def installed_corpus(
     Deterministic for given versions: files are visited in the order of the hashes of their names, and each domain and
     each distribution in it stops at a cap. A file is read only if its cap still has room.
 
-    Parameters
-    ----------
-    distributions
-        Names of the distributions to read; all installed ones by default.
-    site
-        A site-packages folder to look in instead of the running interpreter's path.
-    stdlib
-        Also read the standard library.
+    Args:
+        distributions: names of the distributions to read; all installed ones by default.
+        site: a site-packages folder to look in instead of the running interpreter's path.
+        stdlib: also read the standard library.
 
-    Raises
-    ------
-    ValueError
-        If a named distribution is not installed, or no text is found.
+    Raises:
+        ValueError: if a named distribution is not installed, or no text is found.
     """
     found = {_canonical(d.name): d for d in importlib.metadata.distributions(**({"path": [str(site)]} if site else {}))}
     names = sorted(found) if distributions is None else sorted({_canonical(n) for n in distributions})

@@ -1,7 +1,7 @@
 """Language models: the bundled one, a local folder, or a name on the hub.
 
-Weights are read from safetensors only, and no code from a model's repository is run. `load_model` gives a transformers
-module; `load_weights` gives the bare tensors without importing transformers, which is what worker processes use.
+Weights are read from safetensors only, and no code from a model's repository is run. Measuring needs the bare tensors
+alone, so transformers is imported only where somebody asks for one of its objects.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,37 +17,107 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .components import Shape
-from .corpus import BUNDLED
+from .components import EMBED, UNEMBED, Shape
+from .corpus import BUNDLED, bare_tokenizer
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-_BUFFERS = re.compile(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$")  # in files written by older versions
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
-@dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model in evaluation mode, its parameters frozen, and its tokenizer."""
+    """A causal language model and its tokenizer.
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerFast | None
-    name: str
-    path: Path | None = None
-    """local folder with config.json and safetensors files"""
-    revision: str | None = None
+    `config`, `weights` and `tokens` are read from the files: a measurement needs no more. `model` and `tokenizer` are
+    the objects of transformers; they are made when first asked for, which takes seconds.
 
-    def __post_init__(self) -> None:
-        self.model.eval().requires_grad_(False)
+    Args:
+        model: a transformers model that is in memory, left as it is; or give ``path``.
+        tokenizer: its tokenizer, if it has one.
+        name: what to call it.
+        path: local folder with config.json and safetensors files.
+        revision: branch, tag or commit that the folder holds.
+        device: where a model from a folder goes.
+        dtype: precision of a model from a folder: that of `model` alone, since `weights` are always float32.
+
+    Raises:
+        ValueError: unless there is either a model or a folder.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        name: str = "",
+        *,
+        path: Path | None = None,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+    ):
+        if (model is None) == (path is None):
+            raise ValueError("a language model needs either a transformers model or the folder of one")
+        self.name, self.path, self.revision, self.dtype = name, path, revision, _DTYPES[dtype]
+        self.device = torch.device(device) if model is None else model.device
+        if model is not None:
+            self.model, self.tokenizer = model, tokenizer
+
+    @cached_property
+    def config(self) -> dict:
+        """What config.json says."""
+        return self.model.config.to_dict() if self.path is None else _config(self.path)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The architecture."""
+        return Shape.from_config(self.config)
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter by the hub's name, the unembedding being ``embed_out.weight`` whatever the file calls it."""
+        if self.path is not None:
+            return {name: tensor.to(self.device) for name, tensor in load_weights(self.path)[1].items()}
+        named = {k: w.detach() for k, w in self.model.named_parameters() if k.startswith("gpt_neox.")}
+        return named | {UNEMBED: self.model.get_output_embeddings().weight.detach()}
+
+    @cached_property
+    def tokens(self) -> Tokenizer | None:
+        """The bare tokenizer, without the special tokens that transformers may add to a text."""
+        if "tokenizer" in vars(self):
+            return None if self.tokenizer is None else bare_tokenizer(self.tokenizer)
+        from tokenizers import Tokenizer
+
+        file = self.path / "tokenizer.json"
+        return bare_tokenizer(Tokenizer.from_file(str(file))) if file.exists() else None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The transformers module, in evaluation mode, its parameters frozen."""
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # a bar for a second
+        module = AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype, use_safetensors=True, **_LOCAL)
+        return module.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast | None:
+        """The transformers tokenizer; None for a folder without one."""
+        from transformers import AutoTokenizer
+
+        has_one = (self.path / "tokenizer.json").exists()
+        return AutoTokenizer.from_pretrained(self.path, **_LOCAL) if has_one else None
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 of configuration and weights: of the files where there are any, otherwise of the tensors."""
         digest = hashlib.sha256()
         if self.path is not None:
-            digest.update(json.dumps(_config(self.path), sort_keys=True).encode())
+            digest.update(json.dumps(self.config, sort_keys=True).encode())
             for file in _weight_files(self.path):
                 with file.open("rb") as content:
                     digest.update(hashlib.file_digest(content, "sha256").digest())
@@ -66,40 +135,26 @@ def load_model(
     device: str = "auto",
     dtype: str = "float32",
 ) -> LanguageModel:
-    """Load a causal language model and its tokenizer.
+    """Find a causal language model and check its files; see `LanguageModel` for what it gives.
 
-    Parameters
-    ----------
-    name_or_path
-        "bundled"; a folder with config.json and safetensors files; or a name on the hub, "EleutherAI/pythia-14m".
-    revision
-        Branch, tag or commit on the hub; for Pythia also a training step, "step1000".
-    device
-        "auto" takes a CUDA device if there is one.
-    dtype
-        "float32", "float16" or "bfloat16"; files in half precision are widened to it.
+    Args:
+        name_or_path: "bundled"; a folder with config.json and safetensors files; or a name on the hub,
+            "EleutherAI/pythia-14m".
+        revision: branch, tag or commit on the hub; for Pythia also a training step, "step1000".
+        device: "auto" takes a CUDA device if there is one.
+        dtype: "float32", "float16" or "bfloat16"; files in half precision are widened to it.
 
-    Raises
-    ------
-    ValueError
-        If there is no such model; its family is not supported; its weights are not safetensors, are incomplete or
-        truncated; or device or dtype is unknown.
+    Raises:
+        ValueError: if there is no such model; its family is not supported; its weights are not safetensors, are
+            incomplete, truncated or of other shapes than its config.json says; or device or dtype is unknown.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: one of {', '.join(_DTYPES)}")
     target = _device(device)
     name = str(name_or_path)
     folder = _folder(name, revision)
-    Shape.from_config(_config(folder))
-    _check_weights(folder)
-
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    options = {"local_files_only": True, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=_DTYPES[dtype], use_safetensors=True, **options)
-    has_tokenizer = (folder / "tokenizer.json").exists()
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options) if has_tokenizer else None
-    return LanguageModel(model.to(target), tokenizer, name, folder, revision)
+    _check_weights(folder, Shape.from_config(_config(folder)))
+    return LanguageModel(name=name, path=folder, revision=revision, device=target, dtype=dtype)
 
 
 def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
@@ -107,35 +162,29 @@ def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
 
     Tensors have the hub's names, the unembedding being `embed_out.weight` whatever the file calls it.
 
-    Raises
-    ------
-    ValueError
-        As `load_model`.
+    Raises:
+        ValueError: as `load_model`.
     """
     folder = Path(path)
     config = _config(folder)
     shape = Shape.from_config(config)
-    _check_weights(folder)
+    _check_weights(folder, shape)
     from safetensors.torch import load_file
 
     weights = {}
     for file in _weight_files(folder):
-        for name, tensor in load_file(file).items():
-            if not _BUFFERS.search(name):
-                weights["embed_out.weight" if name == "lm_head.weight" else name] = tensor.float()
-    expected = dict(_tensor_sizes(shape))
-    for name, size in expected.items():
-        if name not in weights:
-            raise ValueError(f"the weights in {folder} lack the tensor {name}: the file does not match its config.json")
-        if tuple(weights[name].shape) != size:
-            raise ValueError(f"{name} in {folder} has shape {tuple(weights[name].shape)}, its config.json says {size}")
-    return config, {name: weights[name] for name in expected}
+        weights |= {_plain_name(name): tensor.float() for name, tensor in load_file(file).items()}
+    return config, {name: weights[name] for name, _ in _tensor_sizes(shape)}
+
+
+def _plain_name(name: str) -> str:
+    return UNEMBED if name == "lm_head.weight" else name
 
 
 def _tensor_sizes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the tensors of a GPT-NeoX."""
     width, mlp = shape.width, shape.mlp
-    yield "gpt_neox.embed_in.weight", (shape.vocabulary, width)
+    yield EMBED, (shape.vocabulary, width)
     for layer in range(shape.layers):
         prefix = f"gpt_neox.layers.{layer}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -145,7 +194,7 @@ def _tensor_sizes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from _affine(prefix + "mlp.dense_h_to_4h", (mlp, width))
         yield from _affine(prefix + "mlp.dense_4h_to_h", (width, mlp))
     yield from _affine("gpt_neox.final_layer_norm", (width,))
-    yield "embed_out.weight", (shape.vocabulary, width)
+    yield UNEMBED, (shape.vocabulary, width)
 
 
 def _affine(name: str, size: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -225,19 +274,33 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ValueError(f"{folder} has no safetensors weights (model.safetensors); found {found}")
 
 
-def _check_weights(folder: Path) -> None:
-    """Compare the length of each safetensors file with what its header announces."""
+def _check_weights(folder: Path, shape: Shape) -> None:
+    """Compare what the headers of the safetensors files announce with the files' lengths and with the configuration."""
+    sizes = {}
     for file in _weight_files(folder):
-        size = file.stat().st_size
-        with file.open("rb") as content:
-            header_size = int.from_bytes(content.read(8), "little")
-            if size < 8 or header_size > size - 8:
-                raise ValueError(f"{file} is truncated or not a safetensors file ({size} bytes)")
-            try:
-                header = json.loads(content.read(header_size))
-                ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"{file} is not a safetensors file: its header cannot be read") from error
-        announced = 8 + header_size + max(ends, default=0)
-        if size != announced:
-            raise ValueError(f"{file} is truncated or damaged: {size} bytes, but its header announces {announced}")
+        header = _header(file)
+        sizes |= {_plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
+    for name, size in _tensor_sizes(shape):
+        if name not in sizes:
+            raise ValueError(f"the weights in {folder} lack the tensor {name}: the file does not match its config.json")
+        if sizes[name] != size:
+            raise ValueError(f"{name} in {folder} has shape {sizes[name]}, its config.json says {size}")
+
+
+def _header(file: Path) -> dict:
+    """What a safetensors file says of its tensors; refused if the file is not as long as that."""
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        header_size = int.from_bytes(content.read(8), "little")
+        if size < 8 or header_size > size - 8:
+            raise ValueError(f"{file} is truncated or not a safetensors file ({size} bytes)")
+        try:
+            header = json.loads(content.read(header_size))
+            header.pop("__metadata__", None)
+            ends = [entry["data_offsets"][1] for entry in header.values()]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file} is not a safetensors file: its header cannot be read") from error
+    announced = 8 + header_size + max(ends, default=0)
+    if size != announced:
+        raise ValueError(f"{file} is truncated or damaged: {size} bytes, but its header announces {announced}")
+    return header

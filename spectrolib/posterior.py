@@ -29,6 +29,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .models import LanguageModel
+
 Preconditioner = Literal["none", "rmsprop", "rmsprop_corrected"]
 PRECONDITIONERS = ("none", "rmsprop", "rmsprop_corrected")
 
@@ -259,7 +261,7 @@ def sample(
         ValueError: for an unknown component, or where ``start`` or ``windows`` is missing.
         ChainError: if the loss is not finite or far above its local range.
     """
-    if hasattr(potential_or_model, "tokenizer"):
+    if isinstance(potential_or_model, LanguageModel):
         if windows is None:
             raise ValueError("sampling a language model needs windows: token windows to draw minibatches from")
         from .engine import Engine  # here, since the engine builds on this module

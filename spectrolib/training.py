@@ -221,15 +221,11 @@ def train(settings: TrainingSettings, out: str | Path, corpus: Corpus | None = N
     `out` also holds the token stream, the last checkpoint and `log.jsonl`. A run folder that has a checkpoint is
     continued. `tokens` may then differ, as long as the learning rate has not begun to fall.
 
-    Parameters
-    ----------
-    corpus
-        The text; the installed corpus by default.
+    Args:
+        corpus: the text; the installed corpus by default.
 
-    Raises
-    ------
-    ValueError
-        If the run folder belongs to other settings or another corpus, or the corpus is too small.
+    Raises:
+        ValueError: if the run folder belongs to other settings or another corpus, or the corpus is too small.
     """
     out = Path(out)
     try:

@@ -4,7 +4,6 @@ The shapes in the engine's signatures are checked at run time here, and nowhere 
 """
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,9 +46,11 @@ def tiny_gpt_neox() -> GPTNeoXForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_gpt_neox) -> SimpleNamespace:
-    """The same with the attributes of a language model."""
-    return SimpleNamespace(model=tiny_gpt_neox, tokenizer=None, name="tiny")
+def tiny_model(tiny_gpt_neox):
+    """The same as a `LanguageModel` without a tokenizer."""
+    from spectrolib.models import LanguageModel  # here, since the hook above comes first
+
+    return LanguageModel(tiny_gpt_neox, None, "tiny")
 
 
 @pytest.fixture(scope="session")

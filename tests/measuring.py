@@ -1,19 +1,15 @@
-"""A small measurement that several tests share; as a script, `measuring.py FOLDER OUT WORKERS`, it carries one out.
-
-The script has to start fast, so it dresses the weights in just what a plan asks of a transformers model.
-"""
+"""A small measurement that several tests share; as a script, `measuring.py FOLDER OUT WORKERS`, it carries one out."""
 
 import sys
 from concurrent.futures import Executor, Future
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 from spectrolib.corpus import Windows
-from spectrolib.measure import Plan, measure
-from spectrolib.models import LanguageModel, load_weights
+from spectrolib.measure import measure
+from spectrolib.models import LanguageModel
+from spectrolib.plan import Plan
 from spectrolib.posterior import Settings
 
 VOCABULARY = 64
@@ -30,28 +26,8 @@ SETTINGS = Settings(
 )
 
 
-class Weights:
-    """The weights of a GPT-NeoX folder under their names, with its configuration."""
-
-    def __init__(self, folder: Path):
-        self.settings, self.tensors = load_weights(folder)
-        self.config, self.device = SimpleNamespace(to_dict=lambda: self.settings), torch.device("cpu")
-
-    def eval(self) -> "Weights":
-        return self
-
-    def requires_grad_(self, wanted: bool) -> "Weights":
-        return self
-
-    def named_parameters(self):
-        return self.tensors.items()
-
-    def get_output_embeddings(self):
-        return SimpleNamespace(weight=self.tensors["embed_out.weight"])
-
-
 def language_model(folder: Path) -> LanguageModel:
-    return LanguageModel(Weights(folder), None, "small", path=folder)
+    return LanguageModel(name="small", path=folder)
 
 
 def windows(seed: int, count: int, length: int = 9) -> Windows:

@@ -98,7 +98,9 @@ def test_measure_then_info(folder, text, small, tmp_path):
     for name in ("l0h0", "l1 mlp", "full"):
         assert re.search(rf"^ *{name} +-?\d", out, re.M), name
     assert "chains agree: below 1." in out
-    assert re.search(r"relaxed draws: 0.52 x \(1.2 to 5;", out)
+    smoke = profiles.get("smoke").settings
+    relaxed = smoke.step_size * 200 / 2 * smoke.steps_between_draws
+    assert re.search(rf"relaxed draws: {relaxed:.2g} x \(1.2 to 5;", out)
 
 
 def test_a_repeated_command_goes_on(folder, text, small, tmp_path):

@@ -25,9 +25,11 @@ from spectrolib.components import Shape, blocks
 from spectrolib.components import replace as replaced
 from spectrolib.corpus import Windows
 from spectrolib.engine import Engine
-from spectrolib.measure import Task, WorkerDied, available_cores, evaluation_operations, measure, step_operations
+from spectrolib.measure import WorkerDied, measure
 from spectrolib.models import LanguageModel
+from spectrolib.plan import Task, evaluation_operations, step_operations
 from spectrolib.posterior import ChainError, sample
+from spectrolib.workers import available_cores
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +363,7 @@ def test_windows_of_another_tokenizer_are_refused(folder):
     from tokenizers import Tokenizer, models
 
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-    model = replace(measuring.language_model(folder), tokenizer=tokenizer)
+    model = LanguageModel(measuring.language_model(folder).model, tokenizer, "small")
     foreign = replace(measuring.windows(0, 4), provenance={"tokenizer": "another"})
     with pytest.raises(ValueError, match="loss windows were made with another tokenizer than that of model 'small'"):
         replace(plan(folder), model=model, loss=foreign)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spectrolib.measure import Plan, profile_windows
 from spectrolib.models import load_model
+from spectrolib.plan import Plan, profile_windows
 from spectrolib.profiles import BOOK, PAPER, PROFILES, SMOKE, get
 
 

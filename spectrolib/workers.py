@@ -1,0 +1,256 @@
+"""One task, and the processes that carry tasks out."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+
+from .components import Shape
+from .engine import Engine
+from .estimator import CovarianceSums
+from .models import load_weights
+from .plan import Plan, Task, one_thread
+from .posterior import Chain, Settings, lockstep
+from .store import ComponentRecord
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan as it travels to a worker: the model by its folder, the windows as arrays."""
+
+    folder: str
+    device: str
+    sampling: ndarray
+    loss: ndarray
+    probe: ndarray
+    settings: Settings
+    blocks: int
+
+
+Report = Callable[[int], None]
+"""Called with the number of draws (of single components) that a task has finished since the last call."""
+
+
+def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws: None) -> dict[str, ComponentRecord]:
+    """Sample the chains of a task in lockstep and sum up every draw.
+
+    At each draw, g = L(w) - L(w*) is taken on the loss windows, and the excess loss d_xy = l_xy - L on the probe
+    windows, relative to its value at w*: a constant that no estimator sees, and that would cost digits.
+
+    Raises:
+        ChainError: if a loss is not finite, or a chain is no longer local.
+    """
+    settings, group = job.settings, engine.group(task.components)
+    chains = [
+        Chain(start, settings, name=name, chain=task.chain)
+        for name, start in zip(task.components, group.start, strict=True)
+    ]
+    gradients = group.minibatch_gradients(job.sampling, settings, task.chain)
+    loss, probe = group.cache(job.loss), group.cache(job.probe)
+    loss_start = engine.losses(job.loss).double().mean()
+    probe_start = engine.losses(job.probe).double()
+    sums = [[CovarianceSums(probe_start.numel()) for _ in range(job.blocks)] for _ in chains]
+    rises, batch_losses = np.empty((2, len(chains), settings.draws))
+    for draw in lockstep(chains, gradients, settings):
+        rise = group.losses(draw.positions, loss).double().mean(dim=(1, 2)) - loss_start
+        excess = group.losses(draw.positions, probe).double() - probe_start - rise[:, None, None]
+        rises[:, draw.index], batch_losses[:, draw.index] = rise.tolist(), draw.losses
+        block = draw.index * job.blocks // settings.draws
+        for i, chain in enumerate(chains):
+            chain.check(rises[i, draw.index], draw.index)
+            sums[i][block].update(rises[i, draw.index], excess[i].flatten().cpu().numpy())
+        report(len(chains))
+    return {name: ComponentRecord(tuple(sums[i]), rises[i], batch_losses[i]) for i, name in enumerate(task.components)}
+
+
+@functools.lru_cache(maxsize=1)
+def _engine(folder: str, device: str) -> Engine:
+    config, weights = load_weights(folder)
+    return Engine(Shape.from_config(config), {name: tensor.to(device) for name, tensor in weights.items()})
+
+
+_report: Callable[[Task, int], None] = lambda task, draws: None  # noqa: E731
+
+
+def work(job: Job, task: Task) -> dict[str, ComponentRecord]:
+    """A task as a worker runs it."""
+    with one_thread():
+        _report(task, 0)  # a worker that was told to stop begins no other task
+        return run_task(_engine(job.folder, job.device), job, task, functools.partial(_report, task))
+
+
+def _start_worker(stop, done, slots: dict[Task, int]) -> None:
+    """A local worker counts its draws where its parent looks, stops when told to, and dies with its parent."""
+
+    def report(task: Task, draws: int) -> None:
+        if stop.value:
+            raise KeyboardInterrupt
+        done[slots[task]] += draws
+
+    global _report
+    _report = report
+    gc.freeze()  # so that no collection touches, and so copies, the memory that workers share
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+# Where tasks run -----------------------------------------------------------------------------------------------------
+
+
+def check_executor(executor, workers: int | None) -> None:
+    """Raise a ValueError unless `open_executor` can make something of them."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    address = isinstance(executor, str) and executor != "local"
+    if address and "://" not in executor:
+        raise ValueError(
+            f"unknown executor {executor!r}: it must be 'local', an Executor, or a Dask client or address (tcp://host:port)"
+        )
+    if address or not isinstance(executor, str | Executor):
+        try:
+            from distributed import Client
+        except ImportError:
+            raise ValueError("Dask is not installed: pip install 'spectrolib[distributed]'") from None
+        if not address and not isinstance(executor, Client):
+            raise ValueError(f"executor must be 'local', an Executor, or a Dask client or address, got {executor!r}")
+
+
+@contextmanager
+def open_executor(
+    executor, workers: int | None, job: Job, tasks: list[Task], advance: Advance
+) -> Iterator[tuple[Executor, object]]:
+    """Where tasks run, and the job as they get it there."""
+    if isinstance(executor, Executor):
+        yield executor, job
+    elif executor == "local":
+        count = workers or (1 if job.device.startswith("cuda") else available_cores())
+        with _local(min(count, len(tasks)), tasks, advance) as pool:
+            yield pool, job
+    else:
+        from distributed import Client
+
+        client = executor if isinstance(executor, Client) else Client(executor)
+        try:
+            yield client.get_executor(pure=False), client.scatter(job, broadcast=True, hash=False)
+        finally:
+            if client is not executor:
+                client.close()
+
+
+def available_cores() -> int:
+    """Cores that this process may use: an affinity mask or a container's quota can leave fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no such file, or the quota "max"
+        return cores
+
+
+def start_forkserver() -> multiprocessing.context.BaseContext:
+    """Start the process that workers are forked from: it imports what they share while the caller does something else.
+
+    It and its workers never see Ctrl-C. Where the system cannot fork, workers are started one by one, when needed.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver, resource_tracker
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["spectrolib.workers"])
+    resource_tracker.ensure_running()  # first, since it unblocks what is blocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # the new process inherits this
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+@contextmanager
+def _local(count: int, tasks: list[Task], advance: Advance) -> Iterator[Executor]:
+    """Processes of this machine. They share two pieces of memory with this one, so a dead worker can hold no lock."""
+    context = start_forkserver()
+    stop, done = context.RawValue("b", 0), context.RawArray("q", len(tasks))
+    slots = {task: i for i, task in enumerate(tasks)}
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(stop, done, slots))
+    try:
+        with advance.watching(done):
+            yield pool
+    finally:
+        stop.value = 1
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Advance:
+    """Progress over the draws of single components: a bar in a terminal, else a line for each finished task."""
+
+    def __init__(self, bar, total: int, draws: int, visible: bool):
+        self.bar, self.total, self.per_component = bar, total, draws
+        self.visible, self.live, self.done, self.begin = visible, False, 0, time.monotonic()
+
+    @contextmanager
+    def watching(self, done) -> Iterator[None]:
+        """Show the sum of the workers' counts, twice a second."""
+        finished, self.live = threading.Event(), True
+
+        def look() -> None:
+            while not finished.wait(0.5):
+                self.bar.update(self.bar.task_ids[0], completed=sum(done))
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            finished.set()
+            watcher.join()
+
+    def finished(self, task: Task) -> None:
+        self.done += 1
+        (row,) = self.bar.tasks
+        self.bar.update(row.id, description=f"task {self.done} of {self.total}")
+        if not self.live:
+            self.bar.advance(row.id, len(task.components) * self.per_component)
+        if self.visible and not self.bar.console.is_terminal:
+            part, spent = row.completed / row.total, time.monotonic() - self.begin
+            left = f", about {spent * (1 / part - 1):.0f} s left" if part > 0 else ""
+            print(f"task {self.done} of {self.total}: {task.name}, {spent:.0f} s{left}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def show_progress(plan: Plan, left: list[Task], visible: bool) -> Iterator[Advance]:
+    """Progress over the tasks that are left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, force_jupyter=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} draws"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    draws = plan.settings.draws
+    hidden = not (visible and console.is_terminal)
+    with Progress(*columns, console=console, disable=hidden, speed_estimate_period=120) as bar:
+        bar.add_task(f"task 0 of {len(left)}", total=draws * sum(len(task.components) for task in left))
+        yield Advance(bar, len(left), draws, visible)
