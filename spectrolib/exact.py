@@ -3,15 +3,17 @@ r"""Truth to test against: posteriors and chains whose laws are known.
 *Quadratic potentials.* On L(w) = bᵀδ + ½ δᵀAδ, δ = w - o, an SGLD chain is a linear recursion driven by Gaussian
 noise. Its law is normal after any number of steps, and known in closed form, discretisation bias included.
 
-*An enumerable toy.* A one-unit language model with three weights in two blocks (`Toy`). Its posterior is integrated on
-a grid, so its susceptibilities are known to many digits, for both estimators and for the definition itself: the
-response of the posterior to a tilt of the data.
+*Enumerable models.* Language models over a few contexts and tokens (`Enumerable`; here a one-unit model with three
+weights in two blocks, `Toy`; more of them in `toys.py`). Their posteriors are integrated on a grid, or sampled exactly
+with importance weights where they have many weights. So their susceptibilities are known to many digits, for both
+estimators and for the definition itself: the response of the posterior to a tilt of the data.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
+from scipy.stats import qmc
 from torch import Tensor
 
 from .posterior import Settings, sample
@@ -224,17 +227,60 @@ def noisy(potential: Potential, covariance: Float[ndarray, "d d"], seed: int = 0
     return with_noise
 
 
-# An enumerable toy ---------------------------------------------------------------------------------------------------
+# Enumerable models ---------------------------------------------------------------------------------------------------
+
+
+class Enumerable(ABC):
+    """A language model over a few contexts and tokens. Its data are its own at w* = 0, so w* minimises the loss."""
+
+    frequencies: Float[ndarray, " contexts"]
+    """q(x)."""
+    BLOCKS: Mapping[str, tuple[int, ...]]
+    """The weights of each component, by index; and of ``full``."""
+
+    @abstractmethod
+    def losses(self, w: Float[Tensor, "*batch weights"]) -> Float[Tensor, "*batch contexts tokens"]:
+        """l_xy(w) = -log p(y|x, w) of every context and token, nats."""
+
+    @property
+    def best(self) -> Float[Tensor, " weights"]:
+        """w* = 0."""
+        return torch.zeros(len(self.BLOCKS["full"]), dtype=torch.float64)
+
+    @property
+    def joint(self) -> Float[ndarray, "contexts tokens"]:
+        """q(x, y)."""
+        return self.frequencies[:, None] * np.exp(-self.losses(self.best).numpy())
+
+    def tilted(self, context: int, token: int, h: float) -> Float[ndarray, "contexts tokens"]:
+        """q_h = q + h (δ_xy - q)."""
+        delta = np.zeros_like(self.joint)
+        delta[context, token] = 1
+        return self.joint + h * (delta - self.joint)
+
+    def place(self, block: str, moved: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch weights"]:
+        """All weights, with those outside the block at w*."""
+        w = moved.new_zeros(*moved.shape[:-1], len(self.BLOCKS["full"]))
+        return w.index_copy(-1, torch.tensor(self.BLOCKS[block]), moved)
+
+    def potential(self, block: str = "full") -> Potential:
+        """L(u*, c) = E_q l_xy as a function of the weights c of the block, for `posterior.sample`."""
+        joint = torch.as_tensor(self.joint)
+        return lambda c: (self.losses(self.place(block, c)) * joint.to(c)).sum((-2, -1))
+
+    def curvature(self, block: str = "full") -> Float[ndarray, "d d"]:
+        """The Hessian of the loss at w*, in the weights of the block."""
+        zero = torch.zeros(len(self.BLOCKS[block]), dtype=torch.float64)
+        return torch.autograd.functional.hessian(self.potential(block), zero).numpy()
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(Enumerable):
     """A language model with one hidden unit and three weights: block ``in`` = (a), block ``out`` = (b, c).
 
         p(y | x, w) = softmax_y( (x_0 + a x_1) (y_0 + b y_1 + c y_2) ),
 
-    with fixed codes (x_0, x_1) of each context and (y_0, y_1, y_2) of each token. The data are the model's own at
-    w* = 0, with context frequencies q(x), so w* minimises the loss.
+    with fixed codes (x_0, x_1) of each context and (y_0, y_1, y_2) of each token.
     """
 
     contexts: Float[ndarray, "contexts 2"]
@@ -256,31 +302,9 @@ class Toy:
         out = tokens[:, 0] + w[..., 1:2] * tokens[:, 1] + w[..., 2:] * tokens[:, 2]
         return -torch.log_softmax(hidden[..., :, None] * out[..., None, :], dim=-1)
 
-    @property
-    def joint(self) -> Float[ndarray, "contexts tokens"]:
-        """q(x, y)."""
-        at_best = self.losses(torch.zeros(3, dtype=torch.float64)).numpy()
-        return self.frequencies[:, None] * np.exp(-at_best)
-
-    def tilted(self, context: int, token: int, h: float) -> Float[ndarray, "contexts tokens"]:
-        """q_h = q + h (δ_xy - q)."""
-        delta = np.zeros_like(self.joint)
-        delta[context, token] = 1
-        return self.joint + h * (delta - self.joint)
-
-    def place(self, block: str, moved: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 3"]:
-        """All three weights, with those outside the block at w*."""
-        w = moved.new_zeros(*moved.shape[:-1], 3)
-        return w.index_copy(-1, torch.tensor(self.BLOCKS[block]), moved)
-
-    def potential(self, block: str = "full") -> Potential:
-        """L(u*, c) = E_q l_xy as a function of the weights c of the block, for `posterior.sample`."""
-        joint = torch.as_tensor(self.joint)
-        return lambda c: (self.losses(self.place(block, c)) * joint.to(c)).sum((-2, -1))
-
 
 class Grid(NamedTuple):
-    """A posterior of the toy, integrated by the trapezoid rule, which converges exponentially for such densities."""
+    """A posterior of an enumerable model as points with weights, on which means are sums."""
 
     points: Float[ndarray, "nodes d"]
     """Weights of the block at each node."""
@@ -295,25 +319,98 @@ class Grid(NamedTuple):
         return np.tensordot(self.weights, values, axes=1)
 
 
+def _exponent(
+    model: Enumerable, block: str, settings: Settings, points: ndarray, joint: ndarray | None
+) -> tuple[Float[ndarray, " nodes"], Float[ndarray, "nodes contexts tokens"]]:
+    """-nβ [L_h(w) - L_h(w*)] - (γ/2) |w - w*|² at each point, and the losses there."""
+    losses = model.losses(model.place(block, torch.as_tensor(points))).numpy()
+    q = model.joint if joint is None else joint
+    rise = np.tensordot(losses, q, axes=2) - (model.losses(model.best).numpy() * q).sum()
+    return -settings.nbeta * rise - settings.gamma / 2 * (points**2).sum(1), losses
+
+
 def integrate(
-    toy: Toy, block: str, settings: Settings, *, joint: Float[ndarray, "contexts tokens"] | None = None, side: int = 49
+    model: Enumerable,
+    block: str,
+    settings: Settings,
+    *,
+    joint: Float[ndarray, "contexts tokens"] | None = None,
+    side: int | None = None,
 ) -> Grid:
-    """The localised Gibbs posterior of the toy with the weights outside ``block`` clamped at w*.
+    """The localised Gibbs posterior with the weights outside ``block`` clamped at w*, by the trapezoid rule.
+
+    The rule converges exponentially for such densities. The box starts with the localisation alone and shrinks, axis
+    by axis, while the posterior leaves most of it empty.
 
     Args:
         joint: the data distribution whose mean loss drives the posterior; q unless it is given.
-        side: nodes in each dimension; odd, so that w* is a node.
+        side: nodes in each dimension; odd, so that w* is a node. By default 49, and 41 for three weights.
+
+    Raises:
+        ValueError: if the block has more than three weights; `importance` takes those.
     """
-    reach = 8 / math.sqrt(settings.gamma)  # e^{-32} of the peak at the edge, where L(w) >= L(w*)
-    axis = np.linspace(-reach, reach, side)
-    d = len(toy.BLOCKS[block])
-    points = np.stack(np.meshgrid(*[axis] * d, indexing="ij"), axis=-1).reshape(-1, d)
-    losses = toy.losses(toy.place(block, torch.as_tensor(points))).numpy()
-    q = toy.joint if joint is None else joint
-    rise = ((losses - toy.losses(torch.zeros(3, dtype=torch.float64)).numpy()) * q).sum((1, 2))
-    density = np.exp(-settings.nbeta * rise - settings.gamma / 2 * (points**2).sum(1))
+    d = len(model.BLOCKS[block])
+    if d > 3:
+        raise ValueError(f"a grid over the {d} weights of {block!r} is too large: use importance()")
+    side = (41 if d == 3 else 49) if side is None else side
+    reach = np.full(d, 8 / math.sqrt(settings.gamma))  # e^{-32} of the peak at the edge, where L(w) >= L(w*)
+    while True:
+        axes = [np.linspace(-r, r, side) for r in reach]
+        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, d)
+        exponent, losses = _exponent(model, block, settings, points, joint)
+        inside = np.abs(points[exponent > exponent.max() - 36]).max(axis=0) + 2 * reach / (side - 1)
+        if (inside > 0.6 * reach).all():
+            break
+        reach = np.minimum(inside, reach)
+    density = np.exp(exponent)
     total = density.sum()
-    return Grid(points, density / total, float(total * (axis[1] - axis[0]) ** d), losses)
+    return Grid(points, density / total, float(total * np.prod(2 * reach / (side - 1))), losses)
+
+
+def importance(
+    model: Enumerable,
+    block: str,
+    settings: Settings,
+    *,
+    joint: Float[ndarray, "contexts tokens"] | None = None,
+    draws: int = 2**13,
+    seed: int = 0,
+) -> Grid:
+    """The same posterior for a block of many weights: quasi-random points of a normal law, with importance weights.
+
+    The law has the precision nβ∇²L(w*) + γI of the posterior at w*, its variances widened by a fifth. Each point comes
+    with its mirror image, so that odd parts nearly cancel. Nothing is approximated but the integral: another ``seed``
+    gives an independent estimate, and the spread over seeds its error.
+
+    Args:
+        draws: points, a power of two; at least 4.
+
+    Raises:
+        ValueError: if the weights are so uneven that fewer than a twentieth of the points count; the posterior is then
+            too far from normal for this, and a larger γ brings it nearer.
+    """
+    d = len(model.BLOCKS[block])
+    law = 1.2 * np.linalg.inv(settings.nbeta * model.curvature(block) + settings.gamma * np.eye(d))
+    root = np.linalg.cholesky(law)
+    half = qmc.MultivariateNormalQMC(np.zeros(d), seed=seed).random(draws // 2)
+    z = np.concatenate([half, -half])
+    exponent, losses = _exponent(model, block, settings, z @ root.T, joint)
+    log_weight = exponent + (z**2).sum(1) / 2
+    weight = np.exp(log_weight - log_weight.max())
+    effective = weight.sum() ** 2 / (weight**2).sum()
+    if effective < draws / 20:
+        raise ValueError(f"the posterior of {block!r} is far from normal: only {effective:.0f} of {draws} points count")
+    volume = (2 * math.pi) ** (d / 2) * np.prod(np.diag(root))
+    normaliser = weight.mean() * math.exp(log_weight.max()) * volume
+    return Grid(z @ root.T, weight / weight.sum(), float(normaliser), losses)
+
+
+def posterior(
+    model: Enumerable, block: str, settings: Settings, *, joint: Float[ndarray, "contexts tokens"] | None = None
+) -> Grid:
+    """`integrate` for blocks of up to three weights, `importance` for larger ones."""
+    method = integrate if len(model.BLOCKS[block]) <= 3 else importance
+    return method(model, block, settings, joint=joint)
 
 
 class Susceptibilities(NamedTuple):
@@ -325,44 +422,61 @@ class Susceptibilities(NamedTuple):
     """-Cov_C(g, d)."""
     factor: float
     """Z_C / Z: times ``two_chain`` this is the susceptibility of the delta-function observable φ_C = δ(u - u*) g."""
+    rise: float
+    """<g>_C, nats."""
+    restricted: Float[ndarray, "contexts tokens"]
+    """<d>_C, nats."""
+    full: Float[ndarray, "contexts tokens"]
+    """<d>, the mean over the unrestricted posterior, nats."""
 
 
-def susceptibilities(toy: Toy, block: str, settings: Settings) -> Susceptibilities:
-    """The exact susceptibilities of a block, by quadrature, with g = L(u*, c) - L(w*) and d = l_xy - L."""
-    restricted, full = (integrate(toy, name, settings) for name in (block, "full"))
-    rise, excess = rise_and_excess(toy, restricted.losses)
-    _, full_excess = rise_and_excess(toy, full.losses)
+def susceptibilities(
+    model: Enumerable, block: str, settings: Settings, *, full: Grid | None = None
+) -> Susceptibilities:
+    """The exact susceptibilities of a block, with g = L(u*, c) - L(w*) and d = l_xy - L.
+
+    Args:
+        full: the posterior over all weights, if it is at hand; it is the same for every block.
+    """
+    restricted = posterior(model, block, settings)
+    full = posterior(model, "full", settings) if full is None else full
+    rise, excess = rise_and_excess(model, restricted.losses)
+    g, d = float(restricted.mean(rise)), restricted.mean(excess)
+    full_excess = rise_and_excess(model, full.mean(full.losses)[None])[1][0]  # of the mean: d is linear in the losses
     both = restricted.mean(rise[:, None, None] * excess)
-    g, d = restricted.mean(rise), restricted.mean(excess)
-    factor = restricted.normaliser / full.normaliser
-    return Susceptibilities(-(both - g * full.mean(full_excess)), -(both - g * d), factor)
+    return Susceptibilities(
+        -(both - g * full_excess), -(both - g * d), restricted.normaliser / full.normaliser, g, d, full_excess
+    )
 
 
 def rise_and_excess(
-    toy: Toy, losses: Float[ndarray, "draws contexts tokens"]
+    model: Enumerable, losses: Float[ndarray, "draws contexts tokens"]
 ) -> tuple[Float[ndarray, " draws"], Float[ndarray, "draws contexts tokens"]]:
     """g = L(w) - L(w*) and d_xy = l_xy(w) - L(w) of each draw, from its losses."""
-    joint = toy.joint
-    mean = (losses * joint).sum((1, 2))
-    best = -(joint * np.log(joint / toy.frequencies[:, None])).sum()
+    mean = (losses * model.joint).sum((1, 2))
+    best = (model.losses(model.best).numpy() * model.joint).sum()
     return mean - best, losses - mean[:, None, None]
 
 
-def tilted_response(
-    toy: Toy, block: str, settings: Settings, context: int, token: int, *, delta: bool, h: float = 1e-4
+def tilted_mean(
+    model: Enumerable, block: str, settings: Settings, context: int, token: int, h: float, *, delta: bool
 ) -> float:
-    """The paper's definition by a central difference: (1/nβ) d/dh <observable>_h under q_h = q + h (δ_xy - q).
+    """Mean of the block's observable under the posterior that q_h = q + h (δ_xy - q) drives.
 
     The observable is φ_C = δ(u - u*) g under the posterior over all weights (``delta``), where
     <φ_C>_h = (Z_C / Z) <g>_C, or g under the posterior over the block's weights alone.
     """
+    joint = model.tilted(context, token, h)
+    restricted = posterior(model, block, settings, joint=joint)
+    g = float(restricted.mean(rise_and_excess(model, restricted.losses)[0]))
+    if not delta:
+        return g
+    return g * restricted.normaliser / posterior(model, "full", settings, joint=joint).normaliser
 
-    def mean(h: float) -> float:
-        joint = toy.tilted(context, token, h)
-        restricted = integrate(toy, block, settings, joint=joint)
-        g = float(restricted.mean(rise_and_excess(toy, restricted.losses)[0]))
-        if not delta:
-            return g
-        return g * restricted.normaliser / integrate(toy, "full", settings, joint=joint).normaliser
 
-    return (mean(h) - mean(-h)) / (2 * h * settings.nbeta)
+def tilted_response(
+    model: Enumerable, block: str, settings: Settings, context: int, token: int, *, delta: bool, h: float = 1e-4
+) -> float:
+    """The paper's definition by a central difference: (1/nβ) d/dh <observable>_h, with `tilted_mean`."""
+    above, below = (tilted_mean(model, block, settings, context, token, x, delta=delta) for x in (h, -h))
+    return (above - below) / (2 * h * settings.nbeta)

@@ -214,8 +214,8 @@ def test_delta_observable_on_the_full_grid_is_two_chain_times_the_factor(block):
     """φ_C = δ(u - u*) g, with the delta a unit of mass at the node u*: -Cov[φ_C, l - L] = (Z_C / Z) times two-chain."""
     full = exact.integrate(TOY, "full", TOY_SETTINGS)
     clamped = [i for i in range(3) if i not in TOY.BLOCKS[block]]
-    spacing = np.diff(np.unique(full.points[:, 0]))[0]
-    at_best = (np.abs(full.points[:, clamped]) < spacing / 2).all(1) / spacing ** len(clamped)
+    spacing = np.array([np.diff(np.unique(full.points[:, i]))[0] for i in clamped])
+    at_best = (np.abs(full.points[:, clamped]) < spacing / 2).all(1) / spacing.prod()
     rise, excess = exact.rise_and_excess(TOY, full.losses)
     phi = at_best * rise
     covariance = full.mean(phi[:, None, None] * excess) - full.mean(phi) * full.mean(excess)

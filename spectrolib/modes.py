@@ -1,0 +1,431 @@
+r"""Modes of a distribution over contexts and tokens, and what susceptibilities look like in them.
+
+A finite joint table q(x, y) is an operator from functions of the context to functions of the token. Its singular value
+decomposition
+
+    q(y|x) = m(y) Σ_a s_a v_a(x) u_a(y)
+
+is taken with contexts weighted by q(x) and tokens weighted by m(y): m = 1 (*plain*, Chen and Murfet 2025, so that
+q(y|x) = Σ_a s_a v_a(x) u_a(y)) or m = q(y) (*weighted*, correspondence analysis). A *mode* is a triple (s_a, v_a, u_a).
+
+With both sides completed to orthonormal bases, every function of (x, y) has coordinates f_ab = <f, v_a u_b>, and
+
+    l_xy = Σ_ab v_a(x) u_b(y) l_ab,        L = E_q l_xy = Σ_a s_a l_aa,
+    χ_xy = Σ_ab [ v_a(x) u_b(y) - s_a δ_ab ] χ_ab,        E_q χ_xy = 0.
+
+Only linearity of χ in the loss is used, so this holds for every component, for both estimators and exactly for finite
+draws. The derivation is ours; the wording of the paper's own theorem is not known to us.
+
+What is *not identified*: a basis inside a group of equal singular values, the completion (where s = 0), and signs.
+`decompose` fixes them by a rule that depends on the table alone (`_canonical`). Sums over a whole group do not depend
+on that rule; single coefficients inside it do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+from scipy import sparse
+from scipy.sparse.linalg import svds
+
+from .corpus import Windows
+
+TokenProduct = Literal["plain", "weighted"]
+TOKEN_PRODUCTS = ("plain", "weighted")
+EQUAL = 1e-12  # singular values closer than this, relative to the largest, are one group; below it they are zero
+LARGEST = 10**8  # numbers in an array of coefficients
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Modes of a table, largest singular value first. Column a of ``v`` and of ``u`` belongs to ``s[a]``.
+
+    Completed bases have more columns than ``s`` has entries on the longer side; there s counts as zero.
+    """
+
+    s: Float[ndarray, " modes"]
+    """Singular values; exactly 0 beyond the rank."""
+    v: Float[ndarray, "contexts context_modes"]
+    """Context functions, Σ_x q(x) v_a(x) v_b(x) = δ_ab."""
+    u: Float[ndarray, "tokens token_modes"]
+    """Token functions, Σ_y m(y) u_a(y) u_b(y) = δ_ab."""
+    context_probability: Float[ndarray, " contexts"]
+    """q(x)."""
+    token_probability: Float[ndarray, " tokens"]
+    """q(y)."""
+    tokens: TokenProduct
+    """Which inner product tokens have: ``plain`` (m = 1) or ``weighted`` (m = q(y))."""
+
+    @property
+    def token_weight(self) -> Float[ndarray, " tokens"]:
+        """m(y)."""
+        return np.ones_like(self.token_probability) if self.tokens == "plain" else self.token_probability
+
+    @property
+    def rank(self) -> int:
+        """Modes with s > 0."""
+        return int((self.s > 0).sum())
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``v`` and ``u`` are bases of all functions of the context and of the token."""
+        return self.v.shape[0] == self.v.shape[1] and self.u.shape[0] == self.u.shape[1]
+
+    @property
+    def groups(self) -> list[range]:
+        """Runs of modes with equal singular value: only the span of a run is identified, not its members."""
+        cuts = np.flatnonzero(-np.diff(self.s) > EQUAL * self.s[0]) + 1
+        return [range(a, b) for a, b in itertools.pairwise([0, *cuts.tolist(), len(self.s)])]
+
+    def conditional(self, leading: int | None = None) -> Float[ndarray, "contexts tokens"]:
+        """q(y|x) as m(y) Σ_a s_a v_a(x) u_a(y), over the ``leading`` modes or all of them."""
+        k = len(self.s) if leading is None else min(leading, len(self.s))
+        return (self.v[:, :k] * self.s[:k]) @ self.u[:, :k].T * self.token_weight
+
+
+# ---- the decomposition
+
+
+def decompose(
+    joint: Float[ndarray, "contexts tokens"], completion: bool = True, tokens: TokenProduct = "plain"
+) -> Modes:
+    """Modes of a joint table q(x, y).
+
+    Args:
+        completion: complete ``v`` and ``u`` to bases, which the identities of this module need; else only modes with
+            s > 0 are returned.
+        tokens: inner product of token functions, ``plain`` or ``weighted`` (module docstring).
+
+    Raises:
+        ValueError: a table that is not two-dimensional, holds negative or non-finite numbers, or does not sum to one; a
+            context of probability zero, where q(y|x) does not exist; with ``weighted``, a token of probability zero.
+    """
+    q = _checked(joint, tokens)
+    contexts, words = q.sum(1), q.sum(0)
+    root_x, root_m = np.sqrt(contexts), np.sqrt(words) if tokens == "weighted" else np.ones_like(words)
+    left, s, right = np.linalg.svd(q / root_x[:, None] / root_m, full_matrices=completion)
+    s, v, u = _canonical_pair(s, left, right.T)
+    if not completion:
+        rank = int((s > 0).sum())
+        s, v, u = s[:rank], v[:, :rank], u[:, :rank]
+    return Modes(s, v / root_x[:, None], u / root_m[:, None], contexts, words, tokens)
+
+
+def _checked(joint: ndarray, tokens: TokenProduct) -> Float[ndarray, "contexts tokens"]:
+    if tokens not in TOKEN_PRODUCTS:
+        raise ValueError(f"tokens must be 'plain' or 'weighted', got {tokens!r}")
+    q = np.asarray(joint, dtype=np.float64)
+    if q.ndim != 2 or 0 in q.shape:
+        raise ValueError(f"a joint table has shape (contexts, tokens), got {q.shape}")
+    if not np.isfinite(q).all() or (q < 0).any():
+        raise ValueError("a joint table holds probabilities: finite numbers, none negative")
+    if abs(q.sum() - 1) > 1e-10:
+        raise ValueError(f"a joint table sums to one, this one to {q.sum():.12g}: divide counts by their sum (float64)")
+    _require_mass(q.sum(1), q.sum(0), tokens)
+    return q
+
+
+def _require_mass(contexts: ndarray, words: ndarray, tokens: TokenProduct) -> None:
+    if (contexts <= 0).any():
+        where = np.flatnonzero(contexts <= 0)[:10].tolist()
+        raise ValueError(f"contexts {where} have probability zero, and no q(y|x): leave these rows out")
+    if tokens == "weighted" and (words <= 0).any():
+        where = np.flatnonzero(words <= 0)[:10].tolist()
+        raise ValueError(f"tokens {where} have probability zero, and no weight: leave them out, or use tokens='plain'")
+
+
+def _canonical_pair(s: ndarray, left: ndarray, right: ndarray) -> tuple[ndarray, ndarray, ndarray]:
+    """The same decomposition with signs, and bases inside groups, fixed; the two null spaces are turned apart."""
+    s = np.where(s > EQUAL * s[0], s, 0.0)
+    left, right = left.copy(), right.copy()
+    rank = int((s > 0).sum())
+    cuts = np.flatnonzero(-np.diff(s[:rank]) > EQUAL * s[0]) + 1
+    for group in np.split(np.arange(rank), cuts):
+        turn = _canonical(right[:, group])
+        left[:, group], right[:, group] = left[:, group] @ turn, right[:, group] @ turn
+    for side in (left, right):
+        if side.shape[1] > rank:
+            side[:, rank:] = side[:, rank:] @ _canonical(side[:, rank:])
+    return s, left, right
+
+
+def _canonical(basis: Float[ndarray, "rows k"]) -> Float[ndarray, "k k"]:
+    """The rotation to the basis of the same space whose first vector is nearest to a coordinate axis, and so on.
+
+    Pivoted Gram-Schmidt on the projector B Bᵀ: take the row of largest norm, the first of those that tie; the vector
+    along it is positive there; project it out; repeat. For a single column this fixes the sign: the largest entry is
+    positive. The result depends on the space alone, not on the basis it came in.
+    """
+    rows, turn = basis.copy(), []
+    for _ in range(basis.shape[1]):
+        norms = (rows**2).sum(1)
+        pivot = rows[np.argmax(norms >= norms.max() * (1 - 1e-9))]
+        turn.append(pivot / np.linalg.norm(pivot))
+        rows -= np.outer(rows @ turn[-1], turn[-1])
+    turned, upper = np.linalg.qr(np.stack(turn, axis=1))  # removes what rounding has left of non-orthogonality
+    return turned * np.sign(np.diag(upper))
+
+
+# ---- coordinates: functions of (context, token) in the modes
+
+
+def coefficients(modes: Modes, leading: int | None = None) -> Float[ndarray, "contexts tokens a b"]:
+    """c_ab(xy) = v_a(x) u_b(y) of every token in context, for all mode pairs or the ``leading`` x ``leading`` block.
+
+    Raises:
+        ValueError: if the array would hold more than 10^8 numbers; use `pair_coefficients`, or fewer modes.
+    """
+    v, u = modes.v[:, :leading], modes.u[:, :leading]
+    if v.size * u.size > LARGEST:
+        raise ValueError(
+            f"all coefficients would be {v.size * u.size:.2g} numbers: give leading=, or use pair_coefficients"
+        )
+    return np.einsum("xa,yb->xyab", v, u)
+
+
+def pair_coefficients(
+    modes: Modes, contexts: Int[ndarray, " pairs"], tokens: Int[ndarray, " pairs"], leading: int | None = None
+) -> Float[ndarray, "pairs a b"]:
+    """c_ab(xy) of chosen pairs: context ``contexts[i]`` with token ``tokens[i]``."""
+    return np.einsum("na,nb->nab", modes.v[contexts, :leading], modes.u[tokens, :leading])
+
+
+def pair_losses(losses: Float[ndarray, "*draws contexts tokens"], modes: Modes) -> Float[ndarray, "*draws a b"]:
+    """Mode-pair losses l_ab = Σ_xy q(x) m(y) v_a(x) u_b(y) l_xy, for each draw."""
+    losses = np.asarray(losses, dtype=np.float64)
+    _require_shape("losses", losses.shape[-2:], modes)
+    return (modes.v * modes.context_probability[:, None]).T @ losses @ (modes.u * modes.token_weight[:, None])
+
+
+def pair_susceptibilities(
+    chi: Float[ndarray, "contexts tokens *components"], modes: Modes
+) -> Float[ndarray, "a b *components"]:
+    """Mode-pair susceptibilities χ_ab = Σ_xy q(x) m(y) v_a(x) u_b(y) χ_xy.
+
+    Of -Cov(φ, l_xy) this gives χ_ab = -Cov(φ, l_ab). Of χ_xy = -Cov(φ, l_xy - L) it gives the same up to the
+    coordinates of a constant function: they drop out of χ_xy, so no measurement of χ_xy can tell. Those values satisfy
+    Σ_a s_a χ_aa = E_q χ_xy = 0, and `reconstruct` returns χ_xy from either.
+
+    Raises:
+        ValueError: if the shape does not fit the modes, or a value is not finite.
+    """
+    chi = np.asarray(chi, dtype=np.float64)
+    _require_shape("susceptibilities", chi.shape[:2], modes)
+    if not np.isfinite(chi).all():
+        raise ValueError("susceptibilities must be finite")
+    v, u = modes.v * modes.context_probability[:, None], modes.u * modes.token_weight[:, None]
+    return np.einsum("xa,yb,xy...->ab...", v, u, chi, optimize=True)
+
+
+def _require_shape(what: str, shape: tuple[int, ...], modes: Modes) -> None:
+    wanted = (len(modes.v), len(modes.u))
+    if tuple(shape) != wanted:
+        raise ValueError(f"{what} need the axes (contexts, tokens) = {wanted} of the modes, got {tuple(shape)}")
+
+
+def reconstruct(pair: Float[ndarray, "a b *components"], modes: Modes) -> Float[ndarray, "contexts tokens *components"]:
+    """χ_xy = Σ_ab [ v_a(x) u_b(y) - s_a δ_ab ] χ_ab.
+
+    Exact for complete modes. With fewer, it is the part of χ that the given mode pairs carry.
+
+    Raises:
+        ValueError: if ``pair`` does not have the modes' numbers of context and token functions.
+    """
+    pair = np.asarray(pair, dtype=np.float64)
+    wanted = (modes.v.shape[1], modes.u.shape[1])
+    if pair.shape[:2] != wanted:
+        raise ValueError(f"mode-pair values need the axes (a, b) = {wanted} of the modes, got {pair.shape[:2]}")
+    k = len(modes.s)
+    mean = np.einsum("a,aa...->...", modes.s, pair[:k, :k])
+    return np.einsum("xa,yb,ab...->xy...", modes.v, modes.u, pair, optimize=True) - mean
+
+
+class Energy(NamedTuple):
+    """How the energy Σ_ab χ_ab² = Σ_xy q(x) m(y) χ_xy² (over components, too) is spread over mode pairs."""
+
+    total: float
+    block: float
+    """Fraction in the leading block."""
+    diagonal: float
+    """Fraction on the whole diagonal."""
+    leading_diagonal: float
+    """Fraction on the diagonal of the leading block."""
+
+
+def energy(pair: Float[ndarray, "a b *components"], leading: int) -> Energy:
+    """Energy of mode-pair susceptibilities, in the ``leading`` x ``leading`` block and on the diagonal.
+
+    Inside a group of equal singular values the diagonal depends on the basis that `decompose` has fixed; a block that
+    cuts no group does not.
+
+    Raises:
+        ValueError: if ``leading`` is not between 1 and the number of modes, or all values vanish.
+    """
+    square = np.asarray(pair, dtype=np.float64) ** 2
+    square = square.reshape(*square.shape[:2], -1).sum(-1)
+    if not 1 <= leading <= max(square.shape):
+        raise ValueError(f"leading must lie between 1 and {max(square.shape)}, got {leading}")
+    total = square.sum()
+    if total == 0:
+        raise ValueError("all mode-pair susceptibilities vanish: there is no energy to divide")
+    block, diagonal = square[:leading, :leading].sum(), np.diag(square)
+    return Energy(float(total), float(block / total), diagonal.sum() / total, diagonal[:leading].sum() / total)
+
+
+# ---- close coefficients, close vectors
+
+
+def response_map(
+    pair: Float[ndarray, "a b components"],
+    scale: Float[ndarray, " components"] | None = None,
+    rows: Literal["center"] | None = None,
+) -> Float[ndarray, "components pairs"]:
+    """M, the linear map with η(xy) - η(x'y') = M (c(xy) - c(x'y')), coefficients flattened with b running fastest.
+
+    Args:
+        scale: what each component's column was divided by when it was standardised, its spread over tokens. (The mean
+            that the z-score subtracts drops out of differences.)
+        rows: ``center`` if rows were centred over components.
+    """
+    pair = np.asarray(pair, dtype=np.float64)
+    if pair.ndim != 3:
+        raise ValueError(f"mode-pair susceptibilities of several components have three axes, got shape {pair.shape}")
+    response = pair.reshape(-1, pair.shape[-1]).T
+    if scale is not None:
+        response = response / np.asarray(scale)[:, None]
+    return response - response.mean(axis=0) if rows == "center" else response
+
+
+def kernel(response: Float[ndarray, "components pairs"]) -> Float[ndarray, "pairs pairs"]:
+    """G = MᵀM: |η(xy) - η(x'y')|² = (c - c')ᵀ G (c - c'), a learned inner product on mode pairs."""
+    return response.T @ response
+
+
+def bound(
+    response: Float[ndarray, "components pairs"], c: Float[ndarray, "*n a b"], other: Float[ndarray, "*n a b"]
+) -> Float[ndarray, "*n"]:
+    """|M| |c - c'|, which |η(xy) - η(x'y')| cannot exceed; |M| is the largest singular value of M.
+
+    With complete bases the distance on the right knows nothing of reasons: c(xy) of different tokens in context are
+    orthogonal, of length √(1/q(x) m(y)). The bound says something where few mode pairs respond: then take ``response``
+    and the coefficients over those pairs alone, and add what the others contribute.
+    """
+    difference = np.asarray(c, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+    distance = np.sqrt((difference**2).sum(axis=(-2, -1)))
+    if math.prod(difference.shape[-2:]) != response.shape[1]:
+        raise ValueError(f"coefficients of {difference.shape[-2:]} pairs do not fit a map of {response.shape[1]} pairs")
+    return np.linalg.norm(response, 2) * distance
+
+
+# ---- modes of a corpus
+
+
+class CorpusModes(NamedTuple):
+    """Leading modes of the counts of (suffix of the context, next token)."""
+
+    modes: Modes
+    contexts: Int[ndarray, "contexts suffix"]
+    """Token ids of each context, oldest first; row numbers of the counts where counts were given."""
+    tokens: Int[ndarray, " tokens"]
+    """Token id of each column."""
+    kept: float
+    """Fraction of all counted pairs that the table holds."""
+
+
+def suffix_counts(
+    ids: Int[ndarray, "windows length"] | Windows, suffix: int = 1
+) -> tuple[sparse.csr_array, Int[ndarray, "contexts suffix"], Int[ndarray, " tokens"]]:
+    """Counts of (last ``suffix`` tokens, next token), with the contexts and the tokens of its rows and columns.
+
+    Raises:
+        ValueError: if ids are no integers of shape (windows, length), or no window is longer than the suffix.
+    """
+    ids = np.asarray(ids.ids if isinstance(ids, Windows) else ids)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"ids must be integers of shape (windows, length), got {ids.dtype} {ids.shape}")
+    if not 1 <= suffix < ids.shape[1]:
+        raise ValueError(f"suffix must lie between 1 and {ids.shape[1] - 1} for windows of {ids.shape[1]} tokens")
+    pairs = np.lib.stride_tricks.sliding_window_view(ids, suffix + 1, axis=1).reshape(-1, suffix + 1)
+    contexts, row = np.unique(pairs[:, :-1], axis=0, return_inverse=True)
+    tokens, column = np.unique(pairs[:, -1], return_inverse=True)
+    counts = sparse.coo_array((np.ones(len(pairs)), (row.ravel(), column)), shape=(len(contexts), len(tokens)))
+    return counts.tocsr(), contexts, tokens
+
+
+def corpus_modes(
+    source: Int[ndarray, "windows length"] | Windows | sparse.sparray | sparse.spmatrix,
+    *,
+    suffix: int = 1,
+    modes: int = 16,
+    tokens: TokenProduct = "plain",
+    min_count: int = 1,
+    max_contexts: int = 100_000,
+    max_tokens: int = 10_000,
+    seed: int = 0,
+) -> CorpusModes:
+    """The leading modes of a corpus, by truncated sparse SVD (ARPACK, from a start drawn with ``seed``).
+
+    Args:
+        source: windows of token ids; or a scipy sparse table of counts, whose rows are contexts.
+        suffix: tokens that make a context.
+        modes: how many; fewer than the smaller side of the table.
+        tokens: inner product of token functions. ``weighted`` divides by the frequencies of both sides, so its leading
+            modes are rare pairs that occur only with each other unless ``min_count`` keeps these out.
+        min_count: contexts and tokens seen less often are left out.
+        max_contexts, max_tokens: the most frequent are kept.
+
+    The table is what is left, normalised; ``kept`` says how much that is. Frequencies stand for probabilities: modes
+    of rare contexts are mostly noise. A group of equal singular values that the cut at ``modes`` divides is not
+    identified, not even its span.
+
+    Raises:
+        ValueError: source of another kind; nothing left; as many modes as the table has rows or columns, or more.
+    """
+    if tokens not in TOKEN_PRODUCTS:
+        raise ValueError(f"tokens must be 'plain' or 'weighted', got {tokens!r}")
+    if sparse.issparse(source):
+        counts, contexts, words = source.tocsr(), np.arange(source.shape[0])[:, None], np.arange(source.shape[1])
+        if counts.nnz and (not np.isfinite(counts.data).all() or counts.data.min() < 0):
+            raise ValueError("counts must be finite, none negative")
+    else:
+        counts, contexts, words = suffix_counts(source, suffix)
+    rows, columns = _frequent(counts, min_count, max_contexts, max_tokens)
+    table = counts[rows][:, columns].astype(np.float64)
+    if not 1 <= modes < min(table.shape):
+        raise ValueError(f"a table of {table.shape} gives 1 to {min(table.shape) - 1} modes this way, not {modes}")
+    q = table / table.sum()
+    probability, frequency = np.asarray(q.sum(1)).ravel(), np.asarray(q.sum(0)).ravel()
+    root_x = np.sqrt(probability)
+    root_m = np.sqrt(frequency) if tokens == "weighted" else np.ones_like(frequency)
+    operator = sparse.diags_array(1 / root_x) @ q @ sparse.diags_array(1 / root_m)
+    start = np.random.default_rng(seed).normal(size=min(operator.shape))
+    left, s, right = svds(operator, k=modes, v0=start)
+    order = np.argsort(-s)
+    s, v, u = _canonical_pair(s[order], left[:, order], right[order].T)
+    found = Modes(s, v / root_x[:, None], u / root_m[:, None], probability, frequency, tokens)
+    return CorpusModes(found, contexts[rows], words[columns], float(table.sum() / counts.sum()))
+
+
+def _frequent(
+    counts: sparse.csr_array, min_count: int, max_contexts: int, max_tokens: int
+) -> tuple[Int[ndarray, " contexts"], Int[ndarray, " tokens"]]:
+    """Rows and columns to keep: the most frequent, and among them all with enough counts left in the table."""
+    total = (np.asarray(counts.sum(1)).ravel(), np.asarray(counts.sum(0)).ravel())
+    rows = np.sort(np.argsort(-total[0], kind="stable")[:max_contexts])
+    columns = np.sort(np.argsort(-total[1], kind="stable")[:max_tokens])
+    enough = max(min_count, np.finfo(float).tiny)
+    while True:
+        table = counts[rows][:, columns]
+        good_rows = np.asarray(table.sum(1)).ravel() >= enough
+        good_columns = np.asarray(table.sum(0)).ravel() >= enough
+        if good_rows.all() and good_columns.all():
+            return rows, columns
+        rows, columns = rows[good_rows], columns[good_columns]
+        if 0 in (len(rows), len(columns)):
+            raise ValueError(f"no context and token are left with min_count = {min_count}: lower it")
