@@ -1,7 +1,7 @@
 """How long clustering takes, from vectors to labels, and how far the fast method agrees with the literal one.
 
     python benchmarks/peeling.py                          # 20 000, 100 000 and 500 000 tokens; a table in Markdown
-    python benchmarks/peeling.py --tokens 20000 --symmetrise union --json peeling.json
+    python benchmarks/peeling.py --tokens 20000 --symmetrise union --json spectrolib/bundled/peeling_benchmark.json
     python benchmarks/peeling.py --agreement              # fast against literal on small tables, and exact walks
 
 Vectors are planted clouds of 32 components (`spectrolib.clouds`), a cluster of 20 to 500 tokens for every 500. Each run
@@ -135,6 +135,19 @@ def agreement_row(row: dict) -> str:
     )
 
 
+def write(file: Path, rows: list[dict], threads: int) -> None:
+    """Add rows to a file; they replace those of the same table that are there."""
+    from importlib.metadata import version
+
+    table = lambda row: (row["tokens"], row["symmetrise"], row.get("seed"))  # noqa: E731
+    before = json.loads(file.read_text())["rows"] if file.exists() else []
+    kept = {table(row): row for row in [*before, *rows]}
+    versions = {name: version(name) for name in ("faiss-cpu", "numba", "numpy", "scipy")}
+    found = {"command": "python benchmarks/peeling.py", "threads": threads, "versions": versions}
+    found["rows"] = [kept[key] for key in sorted(kept, key=lambda key: (key[0], *map(str, key[1:])))]
+    file.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, action="append", help="how many; 20 000, 100 000 and 500 000 by default")
@@ -143,7 +156,7 @@ def main() -> None:
     parser.add_argument("--check", type=int, default=5, help="clusters to compare with exact walks")
     parser.add_argument("--agreement", action="store_true", help="fast against literal instead of times")
     parser.add_argument("--tol", type=float, default=1e-6, help="tolerance of the literal method")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--json", type=Path, help="also write the numbers here, beside what is there")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     graphs = options.symmetrise or ["mutual", "union"]
@@ -168,7 +181,7 @@ def main() -> None:
                 rows.append(spawn(tokens, symmetrise, options.check, options.threads))
                 print(time_row(rows[-1]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        write(options.json, rows, options.threads)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -273,6 +273,7 @@ def fingerprint(values: ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:12]
 
 
-def benchmark() -> dict:
-    """The comparison of methods that ships with the library: what ``benchmarks/clustering.py`` wrote."""
-    return json.loads((Path(__file__).parent / "bundled" / "clustering_benchmark.json").read_text(encoding="utf-8"))
+def benchmark(name: Literal["clustering", "peeling"] = "clustering") -> dict:
+    """What a benchmark wrote, as it ships: ``benchmarks/clustering.py``, the comparison of methods, or
+    ``benchmarks/peeling.py``, time and memory for large tables."""
+    return json.loads((Path(__file__).parent / "bundled" / f"{name}_benchmark.json").read_text(encoding="utf-8"))

@@ -209,7 +209,7 @@ def test_ctrl_c_stops_keeps_finished_tasks_and_says_so(folder, text, tmp_path):
     pages.write_text("".join(json.dumps({"text": "\n".join(lines[i : i + 5])}) + "\n" for i in range(100)))
     tasks = tmp_path / "run" / "tasks"
     run = [*SPECTRO, "measure", "--model", folder, "--text", pages, "--out", tmp_path / "run", "--workers", "2"]
-    run += ["--draws", "60"]
+    run += ["--draws", "120"]
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     end = time.monotonic() + 240
     while not any(tasks.glob("*.chain?.npz")) and process.poll() is None:
@@ -220,7 +220,7 @@ def test_ctrl_c_stops_keeps_finished_tasks_and_says_so(folder, text, tmp_path):
     out, error = process.communicate(timeout=120)
     assert time.monotonic() - pressed < 60
     done = len(list(tasks.glob("*.chain?.npz")))
-    assert process.returncode == 130
+    assert process.returncode == 130, error
     assert out.startswith("model ")
     *lines, last = error.splitlines()
     assert all(re.match(r"task \d+ of 10: ", line) for line in lines), error

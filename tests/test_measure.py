@@ -56,7 +56,11 @@ def test_the_result_is_what_the_formula_says_of_the_draws(folder, tmp_path):
     few = replace(SETTINGS, draws=4)
     job = plan(folder, few, components=("l1h0", "embed"))
     result = measure(job, tmp_path / "run", executor=Inline(), progress=False)
-    module = random_gpt_neox(hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=64).double()
+    module = (
+        random_gpt_neox(hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=64)
+        .double()
+        .requires_grad_(False)
+    )
     model = LanguageModel(module, None, "reference")
 
     def losses(windows: Windows) -> np.ndarray:
