@@ -209,8 +209,10 @@ def test_ctrl_c_stops_keeps_finished_tasks_and_says_so(folder, text, tmp_path):
     pages.write_text("".join(json.dumps({"text": "\n".join(lines[i : i + 5])}) + "\n" for i in range(100)))
     tasks = tmp_path / "run" / "tasks"
     run = [*SPECTRO, "measure", "--model", folder, "--text", pages, "--out", tmp_path / "run", "--workers", "2"]
-    run += ["--draws", "120"]
-    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run += ["--draws", "60"]
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  whoever started the tests
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(run, **pipes, start_new_session=True, preexec_fn=listening)
     end = time.monotonic() + 240
     while not any(tasks.glob("*.chain?.npz")) and process.poll() is None:
         assert time.monotonic() < end, "waited in vain for the first task"
