@@ -90,6 +90,8 @@ def measure(
     step_size: Annotated[float | None, typer.Option(help="Step size ε.")] = None,
     draws: Annotated[int | None, typer.Option(help="Draws of each chain.")] = None,
     chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
+    tilt: Annotated[float | None, typer.Option(help="Run each chain at nβ ± this too: less noise.")] = None,
+    antithetic: Annotated[bool, typer.Option("--antithetic", help="Give each chain a mirrored twin.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of noise and minibatches.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost, and stop.")] = False,
@@ -99,6 +101,7 @@ def measure(
     from .workers import start_forkserver
 
     overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
+    overrides |= {"tilt": tilt, "antithetic": antithetic or None}
     with _one_line_errors():
         settings = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
         constants, changes = _changes(profile, text, data, components, estimator, settings)

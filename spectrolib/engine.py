@@ -226,6 +226,8 @@ class Engine:
     def group(self, names: Sequence[str]) -> Group:
         """The components ``names``, which must share a prefix (see `groups`), ready to be moved together.
 
+        A name may stand there several times: so many copies of the component move, each on its own.
+
         Raises:
             ValueError: for an unknown component, or components of different groups.
         """
@@ -283,6 +285,7 @@ class Group:
     def __init__(self, engine: Engine, names: tuple[str, ...]):
         self.engine, self.names = engine, names
         self.layer = layer_of(names[0])
+        self.whole = names[0] in ("embed", FULL)  # nothing comes before them
         parameters = tuple(engine.weights)
         self.blocks = {name: blocks(name, engine.shape, parameters) for name in names}
         self.shapes = {name: [block.of(engine.weights).shape for block in owned] for name, owned in self.blocks.items()}
@@ -298,7 +301,7 @@ class Group:
         """Windows with what the component needs of the frozen part, computed once if it fits `CACHE_BYTES`."""
         ids = self.engine.ids(windows)
         floats = ids[:, 1:].numel() * self.engine.shape.width * (1 if self.layer is None else 3)
-        if self.names in (("embed",), (FULL,)) or 4 * floats > CACHE_BYTES:
+        if self.whole or 4 * floats > CACHE_BYTES:
             return Cached(ids)
         found = [vars(self._prefix(chunk)).values() for chunk in self.engine._chunks(ids)]
         return Cached(*(None if pieces[0] is None else torch.cat(pieces) for pieces in zip(*found, strict=True)))
@@ -314,7 +317,7 @@ class Group:
 
     def _prepare(self, cached: Cached, rows) -> _Prepared:
         cached = cached.take(rows)
-        if self.names in (("embed",), (FULL,)):
+        if self.whole:
             return _Prepared(cached.ids, {}, {})
         if cached.residual is None:
             cached = self._prefix(cached.ids)
@@ -326,7 +329,7 @@ class Group:
         plain = F.layer_norm(x, x.shape[-1:], eps=self.engine.shape.norm_epsilon)
         normed = [torch.addcmul(offset, plain, gain) for gain, offset in frozen.norms]
         entering, rest = {}, {}
-        for name in self.names:
+        for name in dict.fromkeys(self.names):
             if name.endswith("mlp"):
                 entering[name] = normed[1]
                 rest[name] = (x + frozen.out_bias).addmm_(context, frozen.out.T)
@@ -386,7 +389,7 @@ class Group:
         """Slices of the windows, each with the members that go through together: at most `tokens_per_pass` tokens."""
         limit = self.engine.tokens_per_pass
         rows = min(windows, max(1, limit // time))
-        together = max(1, limit // (rows * time))
+        together = 1 if self.unembed is not None else max(1, limit // (rows * time))  # weights of its own, to the end
         members = list(range(len(self.names)))
         packs = [members[i : i + together] for i in range(0, len(members), together)]
         for start in range(0, windows, rows):

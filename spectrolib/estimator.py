@@ -14,6 +14,15 @@ up to a factor that depends on C alone, which standardising the columns removes.
 All covariances here divide by the number of draws, as in these formulas, so every identity is exact for finite draws.
 A constant added to d_xy changes neither estimator; a constant added to g changes the two-chain one. So L(w) and L(w*)
 must be taken on the same tokens.
+
+The covariance is the noisy part: a product of two fluctuations. Where chains run in teams with a tilt η
+(`spectrolib.posterior`, "Coupled chains"), the same number is had as a derivative,
+
+    Cov_C(g, d_xy) = -( mean_{nβ+η}[d_xy] - mean_{nβ-η}[d_xy] ) / 2η + O(η²),
+
+whose variance is far smaller, and both estimators use it (`CovarianceSums.response`). The sample covariance of the same
+draws stays beside it, with two controls: covariances with g permuted over draws and with noise in place of g. They know
+nothing of the observable, so what a result shares with them is no property of the susceptibility.
 """
 
 from __future__ import annotations
@@ -25,6 +34,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+
+CONTROLS = ("permuted", "noise")
+"""Observables in place of g that know nothing of it."""
 
 
 class CovarianceSums:
@@ -41,18 +53,25 @@ class CovarianceSums:
         count: draws seen.
         mean_phi, var_phi: mean and variance of φ.
         mean_losses: (tokens,) mean of each loss.
+        pairs: differences seen by `respond`.
+        response: (tokens,) their mean, ∂<losses>/∂(nβ); zero without any.
+        controlled: draws seen by `control`.
+        controls: (2, tokens) covariance of the losses with φ permuted over draws, and with noise of its spread.
     """
 
-    ARRAYS = ("count", "mean_phi", "square_phi", "mean_losses", "cross", "square_losses")
+    SCALARS = ("count", "mean_phi", "square_phi", "pairs", "controlled")
+    VECTORS = ("mean_losses", "cross", "square_losses", "response", "controls")
+    ARRAYS = SCALARS + VECTORS
 
     def __init__(self, tokens: int | None = None):
-        self.count = 0
+        self.count = self.pairs = self.controlled = 0
         self.mean_phi = 0.0
         self.square_phi = 0.0
         self._shape(tokens or 0)
 
     def _shape(self, tokens: int) -> None:
-        self.mean_losses, self.cross, self.square_losses = np.zeros((3, tokens))
+        self.mean_losses, self.cross, self.square_losses, self.response = np.zeros((4, tokens))
+        self.controls = np.zeros((len(CONTROLS), tokens))
 
     def update(self, phi: float, losses: Float[ndarray, " tokens"]) -> CovarianceSums:
         """Take in one draw.
@@ -77,6 +96,40 @@ class CovarianceSums:
         self.square_losses += delta * rest
         return self
 
+    def respond(
+        self, above: Float[ndarray, " tokens"], below: Float[ndarray, " tokens"], tilt: float
+    ) -> CovarianceSums:
+        """Take in one draw of a pair of chains at nβ + tilt and nβ - tilt with common noise, after `update` with each.
+
+        Raises:
+            ValueError: if there was no update yet, or the tilt is not positive.
+        """
+        self._require_draws()
+        if not tilt > 0:
+            raise ValueError(f"tilt must be positive, got {tilt!r}")
+        self.pairs += 1
+        self.response += ((above - below) / (2 * tilt) - self.response) / self.pairs
+        return self
+
+    def control(
+        self, phi: Float[ndarray, " draws"], losses: Float[ndarray, "draws tokens"], seed: int
+    ) -> CovarianceSums:
+        """Take in a block of draws for the controls: they need φ of all draws at once.
+
+        Merging averages the covariances within blocks, so a block should hold many draws: with fewer than three,
+        nothing is taken in.
+        """
+        draws = len(phi)
+        if draws < 3 or self.count == 0:
+            return self
+        rng = np.random.default_rng(seed)
+        centred = phi - phi.mean()
+        noise = rng.standard_normal(draws) * phi.std()
+        shuffled = np.stack([centred[rng.permutation(draws)], noise - noise.mean()])
+        self.controlled += draws
+        self.controls += (shuffled @ losses / draws - self.controls) * (draws / self.controlled)
+        return self
+
     def merge(self, other: CovarianceSums) -> CovarianceSums:
         """The sums over the draws of both, as a new object."""
         tokens, others = len(self.mean_losses), len(other.mean_losses)
@@ -95,6 +148,11 @@ class CovarianceSums:
         merged.square_phi = self.square_phi + other.square_phi + weight * step_phi**2
         merged.cross = self.cross + other.cross + weight * step_phi * step
         merged.square_losses = self.square_losses + other.square_losses + weight * step**2
+        for name, known in (("response", "pairs"), ("controls", "controlled")):
+            mine, theirs = getattr(self, known), getattr(other, known)
+            setattr(merged, known, mine + theirs)
+            part = theirs / max(mine + theirs, 1)
+            setattr(merged, name, getattr(self, name) * (1 - part) + getattr(other, name) * part)
         return merged
 
     @property
@@ -103,10 +161,14 @@ class CovarianceSums:
         self._require_draws()
         return self.square_phi / self.count
 
-    def covariance(self) -> Float[ndarray, " tokens"]:
+    def sample_covariance(self) -> Float[ndarray, " tokens"]:
         """Covariance of φ with each loss over the draws (divided by their number)."""
         self._require_draws()
         return self.cross / self.count
+
+    def covariance(self) -> Float[ndarray, " tokens"]:
+        """The best estimate of the covariance that there is: minus the response, or else the sample covariance."""
+        return -self.response if self.pairs else self.sample_covariance()
 
     def variance(self) -> Float[ndarray, " tokens"]:
         """Variance of each loss over the draws (divided by their number)."""
@@ -125,9 +187,9 @@ class CovarianceSums:
     def from_arrays(cls, arrays) -> CovarianceSums:
         """Restore from a mapping of named arrays."""
         sums = cls(len(arrays["mean_losses"]))
-        sums.count = int(arrays["count"])
-        sums.mean_phi, sums.square_phi = float(arrays["mean_phi"]), float(arrays["square_phi"])
-        for name in ("mean_losses", "cross", "square_losses"):
+        for name in cls.SCALARS:
+            setattr(sums, name, arrays[name].item())
+        for name in cls.VECTORS:
             setattr(sums, name, np.array(arrays[name], dtype=np.float64))
         return sums
 

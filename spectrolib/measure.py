@@ -112,7 +112,10 @@ def assemble(plan: Plan, records: Mapping[Task, Mapping[str, ComponentRecord]]):
     Variables:
         susceptibility: (token, component), by the plan's estimator; nats², up to a factor of each component.
         standard_error: (token, component), its jackknife standard error over chains.
-        covariance: (token, component), Cov_C(g, d): minus the one-chain estimate.
+        covariance: (token, component), Cov_C(g, d): minus the one-chain estimate. From the response of tilted chains
+            where there are any.
+        sample_covariance: (token, component), the plain one over the same draws.
+        control_covariance: (control, token, component), with g permuted over draws, and with noise in its place.
         restricted_moment: (token, component), mean_C[d] relative to its value at w*, nats.
         full_moment: (token,), mean_F[d] likewise.
         rise: (sampled,), mean of g = L(w) - L(w*), nats.
@@ -144,6 +147,11 @@ def assemble(plan: Plan, records: Mapping[Task, Mapping[str, ComponentRecord]]):
         "susceptibility": table(lambda name: estimator.susceptibility(plan.estimator, columns[name], full)),
         "standard_error": table(lambda name: estimator.standard_error(plan.estimator, columns[name], full)),
         "covariance": table(lambda name: terms[name].covariance),
+        "sample_covariance": table(lambda name: estimator.merge_all(columns[name]).sample_covariance()),
+        "control_covariance": (
+            ("control", "token", "component"),
+            np.stack([estimator.merge_all(sums).controls for sums in columns.values()], axis=-1).astype(np.float32),
+        ),
         "restricted_moment": table(lambda name: terms[name].restricted),
         "full_moment": ("token", terms[plan.components[0]].full),
         "rise": ("sampled", np.array([np.mean([record[name, k].rise for k in chains]) for name in sampled])),
@@ -164,6 +172,7 @@ def assemble(plan: Plan, records: Mapping[Task, Mapping[str, ComponentRecord]]):
             "component": list(plan.components),
             "sampled": sampled,
             "estimator": list(ESTIMATORS),
+            "control": list(estimator.CONTROLS),
             "block": block_draws,
             **_token_coordinates(plan.model, plan.probe),
         },

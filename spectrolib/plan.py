@@ -29,7 +29,7 @@ from .models import LanguageModel, load_model
 from .posterior import Settings
 from .profiles import Profile, get
 
-FORMAT = 1
+FORMAT = 2
 """Version of the run folder: raised when the numbers that a plan leads to change."""
 
 
@@ -211,26 +211,30 @@ class Cost:
 
 def _cost(plan: Plan) -> Cost:
     s, sampled = plan.settings, [*plan.components, FULL]
-    chains = s.chains * len(sampled)
+    teams = s.chains * len(sampled)
     return Cost(
         tasks=len(plan.tasks),
-        steps=chains * s.steps,
-        token_steps=float(chains * s.steps * _batch_tokens(plan)),
-        token_evaluations=float(chains * s.draws * _draw_tokens(plan)),
+        steps=teams * s.steps * len(s.members),
+        token_steps=float(teams * s.steps * _batch_tokens(plan)),
+        token_evaluations=float(teams * s.draws * _draw_tokens(plan)),
         operations=s.chains * _operations(plan, sampled),
     )
 
 
 def _batch_tokens(plan: Plan) -> int:
-    return plan.settings.batch_size * (plan.sampling.length - 1) if plan.settings.needs_gradient else 0
+    """Tokens that a team puts through a gradient at a step."""
+    s = plan.settings
+    return sum(map(s.drives, s.members)) * s.batch_size * (plan.sampling.length - 1)
 
 
 def _draw_tokens(plan: Plan) -> int:
-    return sum(len(windows) * (windows.length - 1) for windows in (plan.probe, plan.loss))
+    """Tokens whose loss a team needs at a draw."""
+    tokens = sum(len(windows) * (windows.length - 1) for windows in (plan.probe, plan.loss))
+    return len(plan.settings.members) * tokens
 
 
 def _operations(plan: Plan, components: Iterable[str]) -> float:
-    """Operations of one chain of each component."""
+    """Operations of one team of each component."""
     s, shape = plan.settings, plan.shape
     return sum(
         s.steps * _batch_tokens(plan) * step_operations(name, shape, plan.sampling.length - 1)

@@ -14,6 +14,21 @@ with g_t the gradient of the mean token loss on a minibatch, not scaled by nβ i
 authors' library ``devinterp`` 2.0.1 (v starts at 0, no bias correction, a = 0.99, e = 0.1, no divergence term Γ), which
 a test checks step by step. ``rmsprop_corrected`` starts v at 1 and divides it by 1 - aᵗ, after the group's later paper;
 the exact formula there is not known to us, so this reading is an inference.
+
+Coupled chains
+--------------
+A chain can run as a *team*: chains that share noise and minibatches, each of them an ordinary SGLD chain.
+
+* ``antithetic``: a second chain with mirrored noise, -ξ for ξ. What is odd in w - w* cancels in means over both.
+* ``tilt`` = η: chains at nβ + η and nβ - η. Since ∂ log p / ∂(nβ) = -(L - <L>), the one-chain susceptibility is a
+  derivative, and a difference between two means at hand:
+
+      -Cov[L, f] = ∂<f> / ∂(nβ) = ( <f>_{nβ+η} - <f>_{nβ-η} ) / 2η + O(η²).
+
+  With common noise the two positions stay close, and their difference has a small variance where the sample covariance
+  has a large one: it is an average of responses, not of products of fluctuations. This needs chains that forget their
+  start (γ sees to that). See Assaraf, Jourdain, Lelièvre and Roux (2018) for this way to take sensitivities of a
+  stationary law. The mean over both is the mean at nβ up to O(η²).
 """
 
 from __future__ import annotations
@@ -21,8 +36,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +48,16 @@ from .models import LanguageModel
 
 Preconditioner = Literal["none", "rmsprop", "rmsprop_corrected"]
 PRECONDITIONERS = ("none", "rmsprop", "rmsprop_corrected")
+
+
+class Member(NamedTuple):
+    """One chain of a team."""
+
+    nbeta: float
+    mirrored: bool
+    """Whether its noise is -ξ."""
+    tilt: float
+    """Its nβ less that of the settings."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +89,10 @@ class Settings:
     """e of the update."""
     share_batches: bool = True
     """Whether all chains see the same minibatches (they then differ by noise only), or each its own."""
+    antithetic: bool = False
+    """Whether each chain has a twin with mirrored noise (module docstring)."""
+    tilt: float = 0.0
+    """η: each chain runs at nβ + η and at nβ - η with the same noise (module docstring). 0: at nβ alone."""
     max_rise: float = 10.0
     """Nats above L(w*) (for a minibatch: above the first one's loss) at which a chain no longer counts as local."""
     seed: int = 0
@@ -80,11 +109,14 @@ class Settings:
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)!r}")
         if not self.max_rise > 0:
             raise ValueError(f"max_rise must be positive, got {self.max_rise!r}")
-        if not (self.nbeta >= 0 and math.isfinite(self.nbeta)):
-            raise ValueError(f"nbeta must be zero or positive, got {self.nbeta!r}")
+        for name in ("nbeta", "tilt"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be zero or positive, got {getattr(self, name)!r}")
         if not 0 < self.rms_decay < 1:
             raise ValueError(f"rms_decay must lie between 0 and 1, got {self.rms_decay!r}")
-        if not self.needs_gradient and self.relaxed_fraction() >= 2:  # no loss is looked at that could report it
+        if (
+            not all(map(self.drives, self.members)) and self.relaxed_fraction() >= 2
+        ):  # no loss is looked at that could report it
             raise ValueError(
                 "step_size * gamma / 2 must be below 2, or the nbeta = 0 chain diverges: "
                 f"got {self.relaxed_fraction():g}, so lower step_size (now {self.step_size:g})"
@@ -96,9 +128,27 @@ class Settings:
         return self.burn_in + self.draws * self.steps_between_draws
 
     @property
+    def members(self) -> list[Member]:
+        """The chains that one chain stands for (module docstring)."""
+        tilts = (self.tilt, -self.tilt) if self.tilt else (0.0,)
+        return [
+            Member(self.nbeta + tilt, mirrored, tilt)
+            for mirrored in ((False, True) if self.antithetic else (False,))
+            for tilt in tilts
+        ]
+
+    @property
     def needs_gradient(self) -> bool:
         """False for the plain nβ = 0 control, whose update never looks at the loss."""
-        return self.nbeta > 0 or self.preconditioner != "none"
+        return any(self.drives(member) for member in self.members)
+
+    def drives(self, member: Member) -> bool:
+        """Whether the gradient of the loss enters the updates of a chain."""
+        return member.nbeta != 0 or self.preconditioner != "none"
+
+    def plain(self) -> Settings:
+        """The same posterior from uncoupled chains, with as many draws in all."""
+        return replace(self, draws=self.draws * len(self.members), antithetic=False, tilt=0.0)
 
     def relaxed_fraction(self, precondition: float = 1.0) -> float:
         """εGγ/2: the part of its distance to w* that a weight loses in one step; keep it below about 0.2.
@@ -146,10 +196,21 @@ class Chain:
     Args:
         start: w* restricted to the component, flat.
         name: the component; with ``settings.seed`` and ``chain`` it fixes the noise.
+        member: what sets it apart from the other chains of its team, if there are any.
     """
 
-    def __init__(self, start: Float[Tensor, " parameters"], settings: Settings, *, name: str = "", chain: int = 0):
+    def __init__(
+        self,
+        start: Float[Tensor, " parameters"],
+        settings: Settings,
+        *,
+        name: str = "",
+        chain: int = 0,
+        member: Member | None = None,
+    ):
         self.settings, self.name, self.chain = settings, name, chain
+        self.member = member or Member(settings.nbeta, False, 0.0)
+        self.driven = settings.drives(self.member)
         self.centre = start.detach()
         self.position = start.detach().clone()
         self.generator = torch.Generator(start.device).manual_seed(stable_seed("noise", settings.seed, name, chain))
@@ -172,14 +233,15 @@ class Chain:
         self.steps += 1
         drift = (self.position - self.centre).mul_(s.gamma)
         if gradient is not None:
-            drift.add_(gradient, alpha=s.nbeta)
+            drift.add_(gradient, alpha=self.member.nbeta)
         self.noise.normal_(generator=self.generator)
+        amplitude = -(s.step_size**0.5) if self.member.mirrored else s.step_size**0.5
         if s.preconditioner == "none":
-            self.position.add_(drift, alpha=-s.step_size / 2).add_(self.noise, alpha=s.step_size**0.5)
+            self.position.add_(drift, alpha=-s.step_size / 2).add_(self.noise, alpha=amplitude)
         else:
             scale = self.precondition(gradient)
             self.position.addcmul_(scale, drift, value=-s.step_size / 2)
-            self.position.addcmul_(scale.sqrt_(), self.noise, value=s.step_size**0.5)
+            self.position.addcmul_(scale.sqrt_(), self.noise, value=amplitude)
 
     def check(self, rise: float, draw: int) -> None:
         """Raise a `ChainError` unless the loss is finite and rose by no more than ``max_rise``."""
@@ -192,6 +254,11 @@ class Chain:
             f"The chain is no longer local: lower step_size (now {s.step_size:g}) if the loss jumped, "
             f"else raise gamma (now {s.gamma:g}) or raise nbeta (now {s.nbeta:g}) so that the loss holds it."
         )
+
+
+def team(start: Float[Tensor, " parameters"], settings: Settings, *, name: str = "", chain: int = 0) -> list[Chain]:
+    """The chains that chain number ``chain`` stands for, in the order of ``settings.members``."""
+    return [Chain(start, settings, name=name, chain=chain, member=member) for member in settings.members]
 
 
 @dataclass(frozen=True)
@@ -207,11 +274,11 @@ class Draw:
 
     @property
     def position(self) -> Tensor:
-        """The weights, where there is one chain."""
+        """The weights of the first chain: of the only one, unless chains are coupled."""
         return self.positions[0]
 
 
-# Positions of the chains -> their losses and the gradients of their mean losses, on the minibatch of this step.
+# Positions of the driven chains -> their losses and the gradients of their mean losses, on the minibatch of this step.
 Gradients = Callable[[Sequence[Tensor]], tuple[Sequence[float], Sequence[Tensor]]]
 
 
@@ -221,21 +288,28 @@ def lockstep(chains: Sequence[Chain], gradients: Gradients, settings: Settings) 
     Raises:
         ChainError: at the step at which a loss is not finite, or far above its local range.
     """
-    losses: Sequence[float] = [math.nan] * len(chains)
+    driven = [chain for chain in chains if chain.driven]
+    free = [chain for chain in chains if not chain.driven]
+    losses: Sequence[float] = []
     first: Sequence[float] = ()
     for step in range(1, settings.steps + 1):
         draw, offset = divmod(step - settings.burn_in - 1, settings.steps_between_draws)
-        if settings.needs_gradient:
-            losses, slopes = gradients([chain.position for chain in chains])
+        if driven:
+            losses, slopes = gradients([chain.position for chain in driven])
             first = first or losses
-            for chain, loss, begin, slope in zip(chains, losses, first, slopes, strict=True):
+            for chain, loss, begin, slope in zip(driven, losses, first, slopes, strict=True):
                 chain.check(loss - begin, max(draw, 0))
                 chain.step(slope)
-        else:
-            for chain in chains:
-                chain.step(None)
+        for chain in free:
+            chain.step(None)
         if step > settings.burn_in and offset == settings.steps_between_draws - 1:
-            yield Draw(draw, step, tuple(chain.position for chain in chains), tuple(losses))
+            known = iter(losses)
+            yield Draw(
+                draw,
+                step,
+                tuple(chain.position for chain in chains),
+                tuple(next(known) if chain.driven else math.nan for chain in chains),
+            )
 
 
 def sample(
@@ -247,7 +321,7 @@ def sample(
     windows=None,
     chain: int = 0,
 ) -> Iterator[Draw]:
-    """The draws of one chain, one by one.
+    """The draws of one chain, one by one; where chains are coupled, those of its team (`Settings.members`).
 
     Args:
         potential_or_model: a differentiable function L(w) of a flat tensor, or a `LanguageModel`.
@@ -266,14 +340,15 @@ def sample(
             raise ValueError("sampling a language model needs windows: token windows to draw minibatches from")
         from .engine import Engine  # here, since the engine builds on this module
 
-        group = Engine.of(potential_or_model).group([component])
-        (begin,) = group.start
-        gradients = group.minibatch_gradients(windows, settings, chain)
+        engine = Engine.of(potential_or_model)
+        begin = engine.group([component]).start[0]
+        driven = [component for member in settings.members if settings.drives(member)]
+        gradients = engine.group(driven or [component]).minibatch_gradients(windows, settings, chain)
     else:
         if start is None:
             raise ValueError("sampling a potential needs start: the flat tensor w* around which it is localised")
         begin, gradients = start, _autograd(potential_or_model)
-    yield from lockstep([Chain(begin, settings, name=component, chain=chain)], gradients, settings)
+    yield from lockstep(team(begin, settings, name=component, chain=chain), gradients, settings)
 
 
 def _autograd(potential: Callable[[Tensor], Tensor]) -> Gradients:

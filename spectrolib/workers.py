@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from .engine import Engine
 from .estimator import CovarianceSums
 from .models import load_weights
 from .plan import Plan, Task, one_thread
-from .posterior import Chain, Settings, lockstep
+from .posterior import Settings, lockstep, stable_seed, team
 from .store import ComponentRecord
 
 
@@ -42,6 +42,9 @@ class Job:
     blocks: int
 
 
+CONTROL_DRAWS = 64
+"""Draws that are held at most to permute the observable over them."""
+
 Report = Callable[[int], None]
 """Called with the number of draws (of single components) that a task has finished since the last call."""
 
@@ -55,27 +58,76 @@ def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws
     Raises:
         ChainError: if a loss is not finite, or a chain is no longer local.
     """
-    settings, group = job.settings, engine.group(task.components)
-    chains = [
-        Chain(start, settings, name=name, chain=task.chain)
-        for name, start in zip(task.components, group.start, strict=True)
+    settings = job.settings
+    size = len(settings.members)
+    group = engine.group([name for name in task.components for _ in range(size)])
+    teams = [
+        team(start, settings, name=name, chain=task.chain)
+        for name, start in zip(task.components, group.start[::size], strict=True)
     ]
-    gradients = group.minibatch_gradients(job.sampling, settings, task.chain)
+    chains = [chain for members in teams for chain in members]
+    driven = engine.group([chain.name for chain in chains if chain.driven] or task.components)
+    gradients = driven.minibatch_gradients(job.sampling, settings, task.chain)
     loss, probe = group.cache(job.loss), group.cache(job.probe)
     loss_start = engine.losses(job.loss).double().mean()
     probe_start = engine.losses(job.probe).double()
-    sums = [[CovarianceSums(probe_start.numel()) for _ in range(job.blocks)] for _ in chains]
-    rises, batch_losses = np.empty((2, len(chains), settings.draws))
+    records = [Recorder(name, settings, task.chain, probe_start.numel(), job.blocks) for name in task.components]
     for draw in lockstep(chains, gradients, settings):
         rise = group.losses(draw.positions, loss).double().mean(dim=(1, 2)) - loss_start
         excess = group.losses(draw.positions, probe).double() - probe_start - rise[:, None, None]
-        rises[:, draw.index], batch_losses[:, draw.index] = rise.tolist(), draw.losses
-        block = draw.index * job.blocks // settings.draws
-        for i, chain in enumerate(chains):
-            chain.check(rises[i, draw.index], draw.index)
-            sums[i][block].update(rises[i, draw.index], excess[i].flatten().cpu().numpy())
-        report(len(chains))
-    return {name: ComponentRecord(tuple(sums[i]), rises[i], batch_losses[i]) for i, name in enumerate(task.components)}
+        for chain, own in zip(chains, rise.tolist(), strict=True):
+            chain.check(own, draw.index)
+        for i, record in enumerate(records):
+            mine = slice(i * size, (i + 1) * size)
+            record.take(draw.index, rise[mine].cpu().numpy(), excess[mine].flatten(1).cpu().numpy(), draw.losses[mine])
+        report(len(teams))
+    return {record.name: record.finish() for record in records}
+
+
+class Recorder:
+    """Sums up the draws of one team, block by block."""
+
+    def __init__(self, name: str, settings: Settings, chain: int, tokens: int, blocks: int):
+        self.name, self.settings, self.chain = name, settings, chain
+        self.sums = [CovarianceSums(tokens) for _ in range(blocks)]
+        self.rise, self.batch_loss = np.empty((2, settings.draws))
+        self.held: list[tuple[ndarray, ndarray]] = []
+        self.block = 0
+
+    def take(self, index: int, rise: ndarray, excess: ndarray, batch_loss: Sequence[float]) -> None:
+        """One draw: (members,) loss rises, (members, tokens) excess losses, (members,) minibatch losses."""
+        if index * len(self.sums) // self.settings.draws > self.block:
+            self._settle()
+        self.rise[index] = rise.mean()
+        known = [value for value in batch_loss if not math.isnan(value)]
+        self.batch_loss[index] = np.mean(known) if known else math.nan
+        sums, tilt = self.sums[self.block], self.settings.tilt
+        for own, losses in zip(rise, excess, strict=True):
+            sums.update(own, losses)
+        if tilt:
+            for above, below in zip(excess[::2], excess[1::2], strict=True):  # the order of Settings.members
+                sums.respond(above, below, tilt)
+        self.held.append((rise, excess.astype(np.float32)))
+        if len(self.held) * len(rise) >= CONTROL_DRAWS:
+            self._control()
+
+    def _control(self) -> None:
+        """Permute over the draws of all members, which are the draws of the sample covariance."""
+        if self.held:
+            rises, losses = (np.concatenate(part) for part in zip(*self.held, strict=True))
+            seed = stable_seed(
+                "controls", self.settings.seed, self.name, self.chain, self.block, self.sums[self.block].count
+            )
+            self.sums[self.block].control(rises, losses, seed)
+            self.held = []
+
+    def _settle(self) -> None:
+        self._control()
+        self.block += 1
+
+    def finish(self) -> ComponentRecord:
+        self._control()
+        return ComponentRecord(tuple(self.sums), self.rise, self.batch_loss)
 
 
 @functools.lru_cache(maxsize=1)
