@@ -1,4 +1,5 @@
-"""The command line: ``spectro measure``, ``spectro info``, ``spectro cluster``, ``spectro train``.
+"""The command line: ``spectro measure``, ``spectro info``, ``spectro cluster``, ``spectro cards``,
+``spectro map``, ``spectro plan``, ``spectro train``.
 
 Errors that the user can mend are one line on stderr: exit code 2 for bad input, 1 where a run failed, 130 after Ctrl-C.
 """
@@ -90,10 +91,12 @@ def measure(
     step_size: Annotated[float | None, typer.Option(help="Step size ε.")] = None,
     draws: Annotated[int | None, typer.Option(help="Draws of each chain.")] = None,
     chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
-    tilt: Annotated[float | None, typer.Option(help="Run each chain at nβ ± this too: less noise.")] = None,
-    antithetic: Annotated[bool, typer.Option("--antithetic", help="Give each chain a mirrored twin.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Chains on their own instead of teams, more draws.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of noise and minibatches.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    executor: Annotated[
+        str, typer.Option(help="local, or the address of a Dask scheduler, tcp://host:port.")
+    ] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost, and stop.")] = False,
 ) -> None:
     """Measure the susceptibility of every probe token for every component."""
@@ -101,10 +104,9 @@ def measure(
     from .workers import start_forkserver
 
     overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
-    overrides |= {"tilt": tilt, "antithetic": antithetic or None}
     with _one_line_errors():
         settings = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
-        constants, changes = _changes(profile, text, data, components, estimator, settings)
+        constants, changes = _changes(profile, text, data, components, estimator, settings, plain)
         if not dry_run:
             start_forkserver()  # it imports what the workers need while this process imports what it needs
         plan = _plan(constants, changes, model, text, data)
@@ -112,14 +114,14 @@ def measure(
         if dry_run:
             return
         try:
-            result = carry_out(plan, out, workers=workers)
+            result = carry_out(plan, out, executor=executor, workers=workers)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{_finished(out)} of {len(plan.tasks)} tasks are done") from None
         _print_summary(result, out)
 
 
 def _changes(
-    profile: str, text: str, data: str, components: str, estimator: str, settings: dict
+    profile: str, text: str, data: str, components: str, estimator: str, settings: dict, plain: bool
 ) -> tuple[Profile, dict]:
     """The profile, and what the command line changes of its plan: everything that can be checked without the model."""
     from .estimator import ESTIMATORS
@@ -130,7 +132,8 @@ def _changes(
         raise ValueError("give --text or --data, not both")
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}: it must be one of {', '.join(ESTIMATORS)}")
-    changes: dict = {"settings": replace(constants.settings, **settings), "estimator": estimator}
+    base = constants.settings.plain() if plain else constants.settings
+    changes: dict = {"settings": replace(base, **settings), "estimator": estimator}
     if components:
         changes["components"] = tuple(name.strip() for name in components.split(","))
     return constants, changes
@@ -195,10 +198,12 @@ def _print_summary(result, out: Path) -> None:
     checks = acceptance(result)
     failed = Counter(check.rule for check in checks if check.passed is False)
     tokens, columns = result["susceptibility"].shape
-    passed, broken = sum(check.passed is True for check in checks), ", ".join(f"{n} x {r}" for r, n in failed.items())
+    judged = [check for check in checks if check.passed is not None]
+    passed, broken = sum(check.passed for check in judged), ", ".join(f"{n} x {r}" for r, n in failed.items())
+    open_ones = f"; {len(checks) - len(judged)} need more draws" if len(judged) < len(checks) else ""
     rows = {
         "result": f"{out / 'result.zarr'}: {tokens:,} tokens x {columns} components",
-        "chains": f"{passed} of {len(checks)} checks pass" + (f"; failed: {broken}" if failed else ""),
+        "chains": f"{passed} of {len(judged)} checks pass" + (f"; failed: {broken}" if failed else "") + open_ones,
         "reliability": _reliability(result),
         "more": f"spectro info {out}",
     }
@@ -298,6 +303,9 @@ def cluster(
     symmetrise: Annotated[str, typer.Option(help="mutual or union: which pairs the graph keeps.")] = "mutual",
     rows: Annotated[str, typer.Option(help="How rows are standardised: center, zscore or none.")] = "center",
     whiten: Annotated[bool, typer.Option("--whiten", help="Scale principal axes to one variance.")] = False,
+    estimator: Annotated[
+        str, typer.Option(help="two_chain or one_chain: whose rows.", show_default="the measured one")
+    ] = "",
     method: Annotated[str, typer.Option(help="fast or literal.")] = "fast",
     seed: Annotated[int, typer.Option(help="Seed of whatever is random.")] = 0,
     min_size: Annotated[int, typer.Option(help="Tokens of the smallest cluster.")] = 20,
@@ -310,16 +318,21 @@ def cluster(
 ) -> None:
     """Cluster the tokens of a finished run: writes RUN/clusters.npz and RUN/clusters.json, prints a summary."""
     from .clustering import check
+    from .estimator import with_estimator
     from .graph import check_symmetrise
     from .peeling import Options
+    from .store import open_result
 
     with _one_line_errors():
         check_symmetrise(symmetrise)
         check(Options(0.001, 1e-7, 0.99, min_size, True, max_size, barrier), 0.001, method)
         options = {"method": method, "seed": seed, "min_size": min_size, "max_size": max_size, "barrier": barrier}
-        settings = {"k": k, "symmetrise": symmetrise, "rows": rows, "whiten": whiten, **options}
+        result = open_result(run)
+        result = with_estimator(result, estimator) if estimator else result
+        shape = {"k": k, "symmetrise": symmetrise, "rows": rows, "whiten": whiten}
+        settings = {"estimator": result.attrs.get("estimator", ""), **shape, **options}
         try:
-            summary = _cluster(run, settings, options, max(certify, 0))
+            summary = _cluster(run, result["susceptibility"].values, settings, options, max(certify, 0))
         except KeyboardInterrupt:
             _console(stderr=True).print("stopped: nothing was written")
             raise typer.Exit(130) from None
@@ -329,15 +342,13 @@ def cluster(
             raise typer.Exit(130)
 
 
-def _cluster(run: Path, settings: dict, options: dict, certify: int) -> dict:
+def _cluster(run: Path, chi, settings: dict, options: dict, certify: int) -> dict:
     """Standardise, join, cluster, write; the summary."""
     import time
 
     from . import clustering, graph
     from .estimator import standardise
-    from .store import open_result
 
-    chi = open_result(run)["susceptibility"].values
     begin = time.perf_counter()
     rows = None if settings["rows"] == "none" else settings["rows"]
     vectors = standardise(chi, rows=rows, whiten=settings["whiten"])
@@ -383,6 +394,292 @@ def _clusters_in_words(summary: dict, run: Path) -> dict[str, str]:
         "time": f"{_duration(seconds['all'])}, of which graph {_duration(seconds['graph'])}",
         "files": f"{run / 'clusters.npz'}, {run / 'clusters.json'}",
     }
+
+
+# cards -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def cards(
+    run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer reads the tokens; by default the measured model's.")] = "",
+    examples: Annotated[int, typer.Option(help="Members to show of each cluster.", min=0)] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the examples and of the halves that rules are fitted on.")] = 0,
+    name_url: Annotated[
+        str,
+        typer.Option(
+            envvar="SPECTRO_NAME_URL",
+            help="Let a language model name the clusters: an address that speaks OpenAI's protocol, such as "
+            "http://localhost:8000/v1. Excerpts are sent there.",
+        ),
+    ] = "",
+    name_model: Annotated[str, typer.Option(envvar="SPECTRO_NAME_MODEL", help="Which model to ask there.")] = "",
+    name_key: Annotated[
+        str, typer.Option(envvar="SPECTRO_NAME_KEY", help="Its key; better in the variable.", show_default=False)
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Describe the clusters of a run: writes RUN/cards.json and RUN/catalogue.html, prints a summary."""
+    with _one_line_errors():
+        try:
+            found, summary = _cards(run, model, examples, seed, (name_url, name_model, name_key))
+        except KeyboardInterrupt:
+            _console(stderr=True).print("stopped: nothing was written")
+            raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        _print_cards(found, summary, run)
+
+
+def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str, str]) -> tuple[list, dict]:
+    """Cards and catalogue, written; the summary."""
+    from . import cards as room
+    from . import catalogue, clustering, naming
+    from .features import describe
+    from .runningtext import MISSING, running_text
+
+    url, asked, key = name
+    endpoint = naming.Endpoint(url, asked, key) if url or asked else None
+    result, found = _clustered_result(run), clustering.open_clusters(run)
+    cut = any(MISSING in str(text) for text in result["text"].values) if "text" in result.coords else False
+    tokenizer = _tokenizer(run, model) if cut or model else None
+    text = running_text(result, tokenizer)
+    described = room.cards(
+        result, found, features=describe(text), **_standardisation(run), examples=examples, seed=seed
+    )
+    if endpoint is not None:
+        described = naming.name_cards(described, text, found.labels, endpoint, seed=seed)
+    rules = [card.rule for card in described if card.rule is not None]
+    summary = {
+        "run": str(run),
+        "clusters": len(described),
+        "confident": sum(rule.confident for rule in rules),
+        "without_rule": len(described) - len(rules),
+        "precision": _median(rule.precision.value for rule in rules),
+        "recall": _median(rule.recall.value for rule in rules),
+        "families": dict(Counter(card.family for card in described).most_common()),
+        "seed": seed,
+        "cut_characters": cut and tokenizer is None,
+        "named_by": endpoint.model if endpoint else None,
+    }
+    about = f"{len(found.labels):,} tokens of {run.resolve().name}, of which {found.coverage:.0%} are in a cluster."
+    room.save_cards(described, run, summary)
+    catalogue.write(described, run, title=f"Clusters of {run.resolve().name}", about=about)
+    return described, summary
+
+
+def _median(values) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else None
+
+
+def _settings_of_clusters(run: Path) -> dict:
+    """The settings of `spectro cluster`; none if it was not run."""
+    file = run / "clusters.json"
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")).get("settings", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): run `spectro cluster {run}` again") from error
+
+
+def _clustered_result(run: Path):
+    """The result, by the estimator that was clustered."""
+    from .estimator import with_estimator
+    from .store import open_result
+
+    result = open_result(run)
+    estimator = _settings_of_clusters(run).get("estimator")
+    return with_estimator(result, estimator) if estimator else result
+
+
+def _standardisation(run: Path) -> dict:
+    """How `spectro cluster` standardised the vectors."""
+    settings = {"rows": "center", "whiten": False} | _settings_of_clusters(run)
+    return {"rows": None if settings["rows"] == "none" else settings["rows"], "whiten": settings["whiten"]}
+
+
+def _tokenizer(run: Path, model: str):
+    """The tokenizer of the model that is named, or of the measured one if it is at hand; None if it is not."""
+    from .models import load_model
+    from .store import read_manifest
+
+    if model:
+        return load_model(model).tokens
+    try:
+        measured = read_manifest(run)["model"]
+        return load_model(measured["name"], revision=measured["revision"]).tokens
+    except (ValueError, ImportError, KeyError):
+        return None
+
+
+def _print_cards(found: list, summary: dict, run: Path) -> None:
+    rules = f"{summary['confident']} confident"
+    if summary["precision"] is not None:
+        rules += f"; medians: precision {summary['precision']:.2f}, recall {summary['recall']:.2f}"
+    if summary["without_rule"]:
+        rules += f"; none for {summary['without_rule']} clusters, which are in too few windows"
+    words = {
+        "clusters": f"{summary['clusters']}",
+        "rules": rules,
+        "families": ", ".join(f"{family} {number}" for family, number in summary["families"].items()),
+    }
+    if summary["cut_characters"]:
+        words["note"] = "characters cut into several tokens show as �: name the measured model with --model"
+    _print_rows(words)
+    table = Table("cluster", "tokens", "precision", "recall", "label", box=None)
+    for card in found[:12]:
+        rule = (card.rule.precision.value, card.rule.recall.value) if card.rule else (math.nan, math.nan)
+        label = card.name.label if card.name else card.label
+        table.add_row(str(card.cluster), str(card.size), *(_number(v, ".2f") for v in rule), escape(_visible(label)))
+    _console().print(table)
+    _print_rows({"files": f"{run / 'cards.json'}, {run / 'catalogue.html'}"})
+
+
+def _visible(text: str) -> str:
+    from .figures import visible
+
+    return visible(text)
+
+
+# map ---------------------------------------------------------------------------------------------------------------
+
+
+@app.command("map")
+def map_(
+    run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer reads the tokens; by default the measured model's.")] = "",
+    k: Annotated[int, typer.Option(help="Neighbours that UMAP looks at; itself is one.")] = 45,
+    seed: Annotated[int, typer.Option(help="Seed of the layout.")] = 0,
+) -> None:
+    """Draw a map of the tokens of a run: writes RUN/map.html and RUN/layout.npz, with cards where there are some."""
+    with _one_line_errors():
+        try:
+            _print_rows(_map(run, model, k, seed))
+        except KeyboardInterrupt:
+            _console(stderr=True).print("stopped: no map was written")
+            raise typer.Exit(130) from None
+
+
+def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
+    """Lay out, write the page; what was done, in words."""
+    import time
+
+    from . import clustering, tokenmap
+    from .cards import open_cards
+    from .estimator import standardise
+    from .runningtext import MISSING
+
+    begin = time.perf_counter()
+    result, found = _clustered_result(run), clustering.open_clusters(run)
+    cards = open_cards(run) if (run / "cards.json").exists() else []
+    cut = "text" in result.coords and any(MISSING in str(text) for text in result["text"].values)
+    tokenizer = _tokenizer(run, model) if cut or model else None
+    vectors = standardise(result["susceptibility"].values, **_standardisation(run))
+    before = time.perf_counter()
+    with _console(stderr=True).status(f"laying out {len(vectors):,} tokens"):
+        positions = tokenmap.layout(vectors, k=k, seed=seed, cache=run / "layout.npz")
+    laid_out = time.perf_counter() - before
+    title, catalogue = f"Tokens of {run.resolve().name}", "catalogue.html" if cards else ""
+    names = {"tokenizer": tokenizer, "title": title, "catalogue": catalogue}
+    size = tokenmap.write(tokenmap.page(result, found, positions, cards=cards, **names), run / "map.html")
+    words = {
+        "tokens": f"{len(vectors):,}, {found.coverage:.0%} of them in {len(found.sizes)} clusters",
+        "cards": f"of {len(cards)} clusters" if cards else f"none: run `spectro cards {run}`, then this again",
+    }
+    if cut and tokenizer is None:
+        words["note"] = "characters cut into several tokens show as �: name the measured model with --model"
+    return words | {
+        "time": f"{_duration(time.perf_counter() - begin)}, of which layout {_duration(laid_out)}",
+        "files": f"{run / 'map.html'} ({size / 1e6:.2f} MB), {run / 'layout.npz'}",
+    }
+
+
+# plan --------------------------------------------------------------------------------------------------------------
+
+
+@app.command("plan")
+def plan_(
+    model: Annotated[str, typer.Option(help="A Pythia model by name, such as pythia-1.4b; bundled, or a folder.")],
+    tokens: Annotated[str, typer.Option(help="Probe tokens, such as 20k or 4.25M.")],
+    draws: Annotated[int | None, typer.Option(help="Draws of each chain; by default those of profile paper.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps between draws.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows in a minibatch.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of a window.")] = 257,
+    plain: Annotated[bool, typer.Option("--plain", help="Chains on their own instead of teams.")] = False,
+    card: Annotated[str, typer.Option(help="h200, h100, a100, l40s or 4090.")] = "h200",
+    precision: Annotated[
+        str, typer.Option(help="Of the products: float32 (ours), or what tf32 or bf16 would give.")
+    ] = ("float32"),
+    efficiency: Annotated[
+        float | None, typer.Option(help="Share of the card's limit to assume.", show_default="0.33")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Say what a measurement would take: operations, memory, disk, hours on a card, and where the time goes."""
+    with _one_line_errors():
+        from . import scale
+        from .profiles import PAPER
+
+        given = {"draws": draws, "chains": chains, "steps_between_draws": steps, "batch_size": batch}
+        base = PAPER.settings.plain() if plain else PAPER.settings
+        settings = replace(base, **{name: value for name, value in given.items() if value is not None})
+        work = scale.Work(scale.shape_of(model), scale.number(tokens), settings, length=length)
+        share = scale.EFFICIENCY if efficiency is None else efficiency
+        found = scale.summary(work, scale.card_of(card), precision, share, model)
+    print(json.dumps(found, indent=2)) if as_json else _print_rows(_plan_in_words(found))
+
+
+def _plan_in_words(found: dict) -> dict[str, str]:
+    from .scale import EFFICIENCY_RANGE
+
+    s, hours, disk = found["settings"], found["hours"], found["disk"]
+    team = f"teams of {s['members']}" if s["members"] > 1 else "no teams"
+    listed = lambda values: ", ".join(f"{name} {value:.0%}" for name, value in values.items() if value >= 0.005)  # noqa: E731
+    whole = sum(found["operations_by_kind"].values())
+    needed, card = sum(found["memory"].values()), found["card_memory"]
+    low, high = EFFICIENCY_RANGE
+    return {
+        "model": f"{found['model']}: {found['parameters']:,} weights, {found['components']} components and the whole",
+        "work": f"{found['tokens']:,} probe tokens and {s['loss_tokens']:,} for L(w); {s['chains']} chains ({team}) x "
+        f"{s['draws']} draws, {s['steps_between_draws']} steps apart, batches of {s['batch_size']} x {s['length']}",
+        "operations": f"{found['operations']:.3g} in {found['tasks']} tasks; {listed(found['share'])} of the time",
+        "by component": listed({name: part / whole for name, part in found["operations_by_kind"].items()}),
+        "time": f"{_hours(hours['assumed'])} on one {found['card']} in {found['precision']}, assuming "
+        f"{found['efficiency']:.0%} of its limit; {_hours(hours['low'])} at {high:.0%}, {_hours(hours['high'])} at "
+        f"{low:.0%}. No card was measured: a data sheet's rates, and a guess",
+        "limit": ", ".join(f"{name}: {bound}" for name, bound in found["bound"].items()),
+        "memory": f"about {_bytes(needed)} for the largest task, of {_bytes(card)}: "
+        + ", ".join(f"{name} {_bytes(size)}" for name, size in found["memory"].items())
+        + _fits(found["fit"], needed, card),
+        "disk": ", ".join(f"{name} {_bytes(size)}" for name, size in disk.items() if name != "losses of every draw")
+        + f" (keeping the losses of every draw would be {_bytes(disk['losses of every draw'])})",
+        "clustering": f"about {_duration(found['clustering_seconds'])} on two cores after it"
+        + ("; extrapolated" if found["tokens"] > 500_000 or found["components"] > 32 else ""),
+    }
+
+
+def _fits(fit: dict | None, needed: float, card: float) -> str:
+    if needed <= 0.9 * card:
+        return ""
+    if fit is None:
+        return ". It does not fit: take a card with more, or --plain"
+    cut = f" and the probe text in {fit['parts']} parts" if fit["parts"] > 1 else ""
+    return f". It fits with passes of {fit['tokens_per_pass']:,} tokens{cut}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours * 60:.2g} min" if hours < 1.5 else f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h"
+
+
+def _bytes(size: float) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size / 1e3:.3g} kB"
 
 
 # train -------------------------------------------------------------------------------------------------------------

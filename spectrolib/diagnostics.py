@@ -4,7 +4,11 @@ The rules of acceptance put words into numbers: "good traces rise above L(w*), f
 between chains". The numbers are ours. A failed rule is a reason to look at the trace, not a verdict: with few draws, or
 with many components, some good chain fails by chance.
 
-All functions take the result of `measure.measure`.
+All functions take the result of `measure.measure`. Where chains run in teams (`spectrolib.posterior`, "Coupled
+chains"), "chain" means a team, a draw of it is one of all its members, and its loss rise is their mean. Teams are as
+independent of each other as plain chains are. But they measure with a few draws each, and a few draws cannot show
+whether a chain has settled: then the numbers that need more are NaN, and the rules give no verdict. Plain chains of the
+same posterior (`Settings.plain`) on a few components answer instead.
 """
 
 from __future__ import annotations
@@ -22,13 +26,16 @@ from .estimator import ESTIMATORS, Estimator, standardise
 
 # Chains ---------------------------------------------------------------------------------------------------------
 
+LEAST_DRAWS = 8
+"""Of each chain, for R-hat and the rules about traces: with fewer, a part of a chain is next to nothing."""
+
 
 def r_hat(trace: Float[ndarray, "chains draws"]) -> float:
     """Rank-normalised split R-hat (Vehtari et al. 2021, by arviz): near 1 where the chains agree.
 
-    NaN for one chain, fewer than 4 draws, or a trace that never moves.
+    NaN for one chain, fewer than `LEAST_DRAWS` draws, or a trace that never moves.
     """
-    if len(trace) < 2 or not _moves(trace):
+    if len(trace) < 2 or not _enough(trace):
         return math.nan
     import arviz
 
@@ -38,24 +45,38 @@ def r_hat(trace: Float[ndarray, "chains draws"]) -> float:
 def effective_draws(trace: Float[ndarray, "chains draws"]) -> float:
     """Bulk effective sample size of all chains together (arviz): independent draws that would say as much.
 
-    NaN for fewer than 12 draws, which cannot show how they depend on each other, or a trace that never moves.
+    NaN for fewer than 12 draws of a chain, which cannot show how they depend on each other, or a trace that never
+    moves.
     """
-    if trace.shape[1] < 12 or not _moves(trace):
+    if trace.shape[1] < 12 or not _enough(trace):
         return math.nan
     import arviz
 
     return float(arviz.ess(np.asarray(trace), method="bulk"))
 
 
-def _moves(trace: Float[ndarray, "chains draws"]) -> bool:
-    return trace.shape[1] >= 4 and bool(np.isfinite(trace).all()) and np.ptp(trace) > 0
+def rise_error(trace: Float[ndarray, "chains draws"]) -> float:
+    """Standard error of the mean of all draws, from the spread between the chains' means, as a share of that mean.
+
+    It asks nothing of a chain but to be independent of the others, so it holds for few draws too. It does not see what
+    all chains have in common, such as a rise that is not over. NaN for one chain.
+    """
+    if len(trace) < 2:
+        return math.nan
+    means = trace.mean(axis=1)
+    return float(means.std(ddof=1) / math.sqrt(len(means)) / abs(means.mean()))
+
+
+def _enough(trace: Float[ndarray, "chains draws"]) -> bool:
+    return trace.shape[1] >= LEAST_DRAWS and bool(np.isfinite(trace).all()) and np.ptp(trace) > 0
 
 
 def convergence(result):
-    """R-hat and effective draws of the loss rise g of every component and of ``full``.
+    """R-hat, effective draws and relative error of the loss rise g of every component and of ``full``.
 
     Returns:
-        An `xarray.Dataset` with ``r_hat`` and ``effective_draws``, both (sampled,).
+        An `xarray.Dataset` with ``r_hat``, ``effective_draws`` and ``rise_error``, each (sampled,). The first two are
+        NaN where chains have too few draws.
     """
     import xarray as xr
 
@@ -64,6 +85,7 @@ def convergence(result):
         {
             "r_hat": ("sampled", [r_hat(trace) for trace in traces.values]),
             "effective_draws": ("sampled", [effective_draws(trace) for trace in traces.values]),
+            "rise_error": ("sampled", [rise_error(trace) for trace in traces.values]),
         },
         coords={"sampled": traces["sampled"]},
     )
@@ -111,7 +133,8 @@ def acceptance(result) -> list[Check]:
 
     Where there are few draws, the bounds of ``flat`` and ``chains agree`` widen to what 1 in 100 sets of chains of
     independent draws would exceed by chance (Student's t, Fisher's F). ``flat``, ``no spikes`` and ``chains agree``
-    need 8 draws, the last one 2 chains. With RMSProp, G is taken at 1/rms_epsilon, its value for small gradients.
+    need `LEAST_DRAWS` draws, the last one 2 chains; without them they give no verdict. With RMSProp, G is taken at
+    1/rms_epsilon, its value for small gradients.
     """
     traces = result["loss_rise"].transpose("sampled", "chain", "draw")
     checks = []
@@ -123,10 +146,6 @@ def acceptance(result) -> list[Check]:
             Check(name, "chains agree", *_agreement(trace)),
         ]
     return checks + _settings_checks(json.loads(result.attrs["manifest"])["settings"])
-
-
-def _enough(trace: ndarray) -> bool:
-    return trace.shape[1] >= 8 and _moves(trace)
 
 
 def _flat(trace: Float[ndarray, "chains draws"]) -> tuple[float, float, float]:
@@ -197,9 +216,10 @@ def spearman_brown(correlation: Float[ndarray, " columns"]) -> Float[ndarray, " 
 def column_reliability(result, estimator: Estimator | None = None, *, draws: int | None = None):
     """How well each column would come out again: the correlation over tokens of two halves of the chains.
 
-    Chains of even and of odd number form the halves, the restricted and the unrestricted ones alike, so the halves
-    share nothing but the windows and, if the setting says so, the order of the minibatches. `spearman_brown` takes
-    their correlation to full length: it assumes halves of equal size, so an even number of chains.
+    Chains (or teams: never parts of one) of even and of odd number form the halves, the restricted and the unrestricted
+    ones alike, so the halves share nothing but the windows and, if the setting says so, the order of the minibatches.
+    `spearman_brown` takes their correlation to full length: it assumes halves of equal size, so an even number of
+    chains.
 
     Args:
         estimator: the measurement's own by default.

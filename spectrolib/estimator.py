@@ -20,8 +20,10 @@ The covariance is the noisy part: a product of two fluctuations. Where chains ru
 
     Cov_C(g, d_xy) = -( mean_{nβ+η}[d_xy] - mean_{nβ-η}[d_xy] ) / 2η + O(η²),
 
-whose variance is far smaller, and both estimators use it (`CovarianceSums.response`). The sample covariance of the same
-draws stays beside it, with two controls: covariances with g permuted over draws and with noise in place of g. They know
+whose variance is far smaller, and both estimators use it (`CovarianceSums.response`). Its g is the rise of the loss that
+drives the chains, L of the sampling text; that of the sample covariance is L of the loss windows. Both estimate the
+covariance with the mean loss, but of two texts, and a few windows are a noisy stand-in for that mean: the book's chapter
+What a susceptibility measures shows how far they differ. The sample covariance of the same draws stays beside it, with two controls: covariances with g permuted over draws and with noise in place of g. They know
 nothing of the observable, so what a result shares with them is no property of the susceptibility.
 """
 
@@ -245,6 +247,28 @@ def susceptibility(
     if estimator == "two_chain":
         return two_chain(merge_all(restricted), merge_all(full))
     raise ValueError(f"unknown estimator {estimator!r}: it must be one of {ESTIMATORS}")
+
+
+def with_estimator(result, estimator: Estimator):
+    """A result of `measure.measure` with the susceptibilities of this estimator, made from the terms that it holds.
+
+    Standard errors are of the estimator that was measured: they are left out where another is asked for.
+
+    Raises:
+        ValueError: for an estimator that there is not.
+    """
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {estimator!r}: it must be one of {', '.join(ESTIMATORS)}")
+    if result.attrs["estimator"] == estimator:
+        return result
+    chi = -result["covariance"]
+    if estimator == "two_chain":
+        rise = result["rise"].sel(sampled=result["component"].values).rename(sampled="component")
+        chi = chi - rise * (result["restricted_moment"] - result["full_moment"])
+    chosen = result.assign(susceptibility=chi.transpose("token", "component")).drop_vars(
+        "standard_error", errors="ignore"
+    )
+    return chosen.assign_attrs(result.attrs | {"estimator": estimator})
 
 
 def standard_error(

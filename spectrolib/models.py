@@ -146,14 +146,19 @@ def load_model(
 
     Raises:
         ValueError: if there is no such model; its family is not supported; its weights are not safetensors, are
-            incomplete, truncated or of other shapes than its config.json says; or device or dtype is unknown.
+            incomplete, truncated or of other shapes than its config.json says; it has another architecture than its
+            name says (Pythia); or device or dtype is unknown.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: one of {', '.join(_DTYPES)}")
+    from .scale import check_named  # a room further on: it knows the Pythia family
+
     target = _device(device)
     name = str(name_or_path)
     folder = _folder(name, revision)
-    _check_weights(folder, Shape.from_config(_config(folder)))
+    shape = Shape.from_config(_config(folder))
+    _check_weights(folder, shape)
+    check_named(name, shape)
     return LanguageModel(name=name, path=folder, revision=revision, device=target, dtype=dtype)
 
 

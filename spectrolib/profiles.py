@@ -48,35 +48,44 @@ SMOKE = Profile(
         preconditioner="none",
         batch_size=4,
         chains=2,
-        draws=6,
+        draws=2,
         steps_between_draws=3,
-        burn_in=3,
+        burn_in=6,
+        share_batches=False,
+        antithetic=True,
+        tilt=10.0,
     ),
 )
 
+# Teams of four chains (mirrored noise, tilts of ±nβ) measure with far fewer draws than single ones, and the two of them
+# at nβ = 0 need no gradient. Minibatches differ between chains, so that the spread between chains holds their noise too.
 BOOK = Profile(
     name="book",
     model="bundled",
     source="bundled",
     length=129,
     sampling_windows=1000,
-    loss_windows=12,
-    probe_windows=32,
+    loss_windows=8,
+    probe_windows=160,
     settings=Settings(
         nbeta=10.0,
         gamma=300.0,
         step_size=1.3e-3,
         preconditioner="none",
-        batch_size=4,
+        batch_size=8,
         chains=4,
-        draws=16,
-        steps_between_draws=5,
-        burn_in=10,
+        draws=4,
+        steps_between_draws=6,
+        burn_in=8,
+        share_batches=False,
+        antithetic=True,
+        tilt=10.0,
     ),
 )
 
 # γ, nβ, batch, chains and draws of the paper's 14M run are inferred from its 1.4B run; step size and steps between
-# draws from the rule above with G <= 1/e; text, context length and number of tokens are our choice.
+# draws from the rule above with G <= 1/e; text, context length and number of tokens are our choice, and so are teams:
+# `settings.plain()` (`--plain`) has the paper's own 4 chains of 100 draws.
 PAPER = Profile(
     name="paper",
     model="EleutherAI/pythia-14m",
@@ -92,9 +101,11 @@ PAPER = Profile(
         preconditioner="rmsprop",
         batch_size=16,
         chains=4,
-        draws=100,
+        draws=25,
         steps_between_draws=16,
         burn_in=16,
+        antithetic=True,
+        tilt=10.0,
     ),
 )
 

@@ -197,12 +197,21 @@ def open_executor(
     else:
         from distributed import Client
 
-        client = executor if isinstance(executor, Client) else Client(executor)
+        client = executor if isinstance(executor, Client) else _connect(executor)
         try:
             yield client.get_executor(pure=False), client.scatter(job, broadcast=True, hash=False)
         finally:
             if client is not executor:
                 client.close()
+
+
+def _connect(address: str):
+    from distributed import Client
+
+    try:
+        return Client(address)
+    except OSError as error:
+        raise ValueError(f"no Dask scheduler answers at {address!r}: start one, or mend the address") from error
 
 
 def available_cores() -> int:

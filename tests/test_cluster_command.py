@@ -28,6 +28,24 @@ def run(susceptibilities, tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def terms(run, susceptibilities):
+    """The same folder, with a two-chain value that is noise, and the covariance beside it."""
+    noise = np.random.default_rng(0).normal(size=susceptibilities.shape)
+    names = [f"c{i}" for i in range(susceptibilities.shape[1])]
+    dataset = xr.Dataset(
+        {
+            "susceptibility": (("token", "component"), noise),
+            "covariance": (("token", "component"), -susceptibilities),
+            "standard_error": (("token", "component"), noise),
+        },
+        coords={"component": names},
+        attrs={"estimator": "two_chain"},
+    )
+    dataset.to_zarr(run / "result.zarr", mode="w", zarr_format=3, consolidated=False)
+    return run
+
+
 def spectro(*arguments) -> tuple[int, str, str]:
     result = CliRunner().invoke(cli.app, ["cluster", *map(str, arguments)])
     return result.exit_code, result.stdout, result.stderr
@@ -65,6 +83,7 @@ def test_the_same_in_json(run):
     assert sum(printed["left"].values()) + sum(printed["sizes"]) == printed["tokens"] == 800
     assert len(printed["exact"]["overlap"]) == 1
     assert printed["settings"] == {
+            "estimator": "",
         "k": 20,
         "symmetrise": "union",
         "rows": "zscore",
@@ -130,3 +149,14 @@ def test_ctrl_c(run, monkeypatch):
     code, out, error = spectro(run)
     assert (code, out, error) == (130, "", "stopped: nothing was written\n")
     assert not (run / "clusters.json").exists()
+
+
+def test_the_rows_of_another_estimator(terms, susceptibilities):
+    code, out, _ = spectro(terms, "--k", 25, "--estimator", "one_chain", "--json")
+    assert code == 0
+    expected = clustering.conductance_clusters(graph.knn_graph(standardise(susceptibilities), 25, "mutual"))
+    np.testing.assert_array_equal(clustering.open_clusters(terms).labels, expected.labels)
+    assert json.loads(out)["settings"]["estimator"] == "one_chain"
+    np.testing.assert_allclose(cli._clustered_result(terms)["susceptibility"], susceptibilities)
+    code, out, error = spectro(terms, "--estimator", "three_chain")
+    assert (code, out) == (2, "") and "unknown estimator 'three_chain'" in error and error.count("\n") == 1

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from spectrolib.diagnostics import (
     effective_draws,
     r_hat,
     reliability_curve,
+    rise_error,
     spearman_brown,
     token_reliability,
 )
@@ -75,7 +77,8 @@ def test_too_few_draws_give_nan_and_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert math.isnan(r_hat(good(1, 50)))
-        assert math.isnan(r_hat(good(4, 3)))
+        assert math.isnan(r_hat(good(4, 7)))
+        assert r_hat(good(4, 8)) > 0
         assert math.isnan(effective_draws(good(4, 11)))
         assert math.isnan(r_hat(np.ones((4, 50))))
         assert effective_draws(good(1, 50)) > 10
@@ -93,6 +96,30 @@ def test_convergence_is_labelled():
     assert table["sampled"].values.tolist() == ["l0h0", "full"]
     assert float(table["r_hat"].sel(sampled="full")) == r_hat(good(seed=2))
     assert float(table["effective_draws"].sel(sampled="l0h0")) == effective_draws(good(seed=1))
+    assert float(table["rise_error"].sel(sampled="l0h0")) == rise_error(good(seed=1))
+
+
+def test_the_error_of_the_rise_is_that_of_independent_draws_and_sees_chains_that_differ():
+    """Over many sets, the mean squared error bar of independent draws is σ²/N, for few draws as for many."""
+    for chains, draws in ((4, 4), (4, 100)):
+        bars = [rise_error(good(chains, draws, seed)) for seed in range(400)]
+        assert np.mean(np.square(bars)) == pytest.approx((0.01 / 0.05) ** 2 / (chains * draws), rel=0.15)
+    heights = np.array([0.04, 0.06])[:, None] + np.zeros((2, 4))
+    assert rise_error(heights) == pytest.approx(0.2)  # means 0.04 and 0.06: spread 0.0141, error 0.01 of 0.05
+    assert math.isnan(rise_error(good(1, 50)))
+
+
+def test_teams_of_few_draws_get_no_verdict_about_their_traces():
+    team = Settings(step_size=1.3e-3, gamma=300.0, preconditioner="none", steps_between_draws=12, draws=4)
+    made = result({"a": good(4, 4), "full": good(4, 4, 1)}, replace(team, antithetic=True, tilt=10.0))
+    verdicts = {(check.component, check.rule): check.passed for check in acceptance(made)}
+    assert verdicts["a", "rises"] is verdicts["all", "small steps"] is verdicts["all", "relaxed draws"] is True
+    for rule in ("flat", "no spikes", "chains agree"):
+        assert verdicts["a", rule] is verdicts["full", rule] is None
+    table = convergence(made)
+    assert np.isnan(table["r_hat"]).all()
+    assert np.isnan(table["effective_draws"]).all()
+    assert (table["rise_error"] > 0).all()
 
 
 # Rules of acceptance

@@ -25,6 +25,7 @@ from spectrolib.components import Shape, blocks
 from spectrolib.components import replace as replaced
 from spectrolib.corpus import Windows
 from spectrolib.engine import Engine
+from spectrolib.estimator import with_estimator
 from spectrolib.measure import WorkerDied, measure
 from spectrolib.models import LanguageModel
 from spectrolib.plan import Task, evaluation_operations, step_operations
@@ -49,6 +50,21 @@ def whole(folder, tmp_path_factory) -> Path:
 
 
 # Numbers
+
+
+@pytest.mark.parametrize(("measured", "other"), [("two_chain", "one_chain"), ("one_chain", "two_chain")])
+def test_either_estimator_is_had_from_the_terms_of_a_result(folder, tmp_path, measured, other):
+    few = replace(SETTINGS, draws=3, tilt=5.0)
+    results = {
+        name: measure(plan(folder, few, estimator=name), tmp_path / name, executor=Inline(), progress=False)
+        for name in (measured, other)
+    }
+    found = with_estimator(results[measured], other)
+    np.testing.assert_allclose(found.susceptibility, results[other].susceptibility, rtol=1e-12, atol=1e-15)
+    assert found.attrs["estimator"] == other and "standard_error" not in found
+    assert with_estimator(results[measured], measured) is results[measured]
+    with pytest.raises(ValueError, match="unknown estimator 'three'"):
+        with_estimator(results[measured], "three")
 
 
 def test_the_result_is_what_the_formula_says_of_the_draws(folder, tmp_path):

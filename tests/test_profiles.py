@@ -23,7 +23,8 @@ def test_profiles_go_by_name():
 
 
 def test_the_paper_profile_has_the_papers_numbers():
-    s = PAPER.settings
+    s = PAPER.settings.plain()
+    assert not (s.antithetic or s.tilt)
     assert (s.nbeta, s.gamma, s.batch_size, s.chains, s.draws, s.preconditioner) == (10, 300, 16, 4, 100, "rmsprop")
     assert PAPER.model == "EleutherAI/pythia-14m"
 

@@ -1,0 +1,292 @@
+"""Dictionaries on disk: the format of sparsify, that of Marks et al., names on the hub, and those that ship.
+
+Public families for Pythia-70m: the TopK dictionaries `EleutherAI/sae-pythia-70m-32k`, in the format of sparsify, which
+is ours too; and those of Marks et al. for Pythia-70m-deduped, `saprmarks/pythia-70m-deduped-saes`, with a ReLU.
+`python -m spectrolib.dictionaries FOLDER` trains those that ship with the library again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .activations import activations, place, untrained
+from .autoencoders import Autoencoder, Recipe, health, train
+from .corpus import BUNDLED, Windows, bundled_windows
+from .engine import Engine
+from .models import load_model
+
+FOLDER = BUNDLED / "autoencoders"
+MARKS = "saprmarks/pythia-70m-deduped-saes"
+
+
+def _folder_names(site: str) -> tuple[str, str | None]:
+    """What sparsify and what Marks et al. call a site."""
+    layer, part = place(site)
+    if site == "embed":
+        return "embed_in", "embed"
+    suffix = {"residual": "", "attention": ".attention", "mlp": ".mlp", "neurons": ".mlp.act"}[part]
+    prefix = {"residual": "resid", "attention": "attn", "mlp": "mlp"}.get(part)
+    return f"layers.{layer}{suffix}", prefix and f"{prefix}_out_layer{layer}"
+
+
+def save(autoencoder: Autoencoder, folder: str | Path, *, dtype: torch.dtype = torch.float16) -> Path:
+    """Write an autoencoder in the format of sparsify: FOLDER/SITE/cfg.json and sae.safetensors; and card.json.
+
+    Raises:
+        ValueError: for an autoencoder without k, which that format cannot express.
+    """
+    from safetensors.torch import save_file
+
+    if autoencoder.k is None:
+        raise ValueError("only TopK autoencoders are saved: this one has a ReLU")
+    target = Path(folder) / _folder_names(autoencoder.site)[0]
+    target.mkdir(parents=True, exist_ok=True)
+    config = {
+        "expansion_factor": autoencoder.features // autoencoder.width,
+        "normalize_decoder": True,
+        "num_latents": autoencoder.features,
+        "k": autoencoder.k,
+        "signed": False,
+        "d_in": autoencoder.width,
+    }
+    tensors = {
+        "encoder.weight": autoencoder.encoder,
+        "encoder.bias": autoencoder.encoder_bias,
+        "W_dec": autoencoder.decoder,
+        "b_dec": autoencoder.bias,
+    }
+    save_file({name: w.to(dtype).contiguous() for name, w in tensors.items()}, target / "sae.safetensors")
+    (target / "cfg.json").write_text(json.dumps(config) + "\n")
+    (target / "card.json").write_text(json.dumps({"site": autoencoder.site, **autoencoder.card}, indent=1) + "\n")
+    return target
+
+
+def shipped() -> dict[str, dict]:
+    """The cards of the autoencoders that come with the library, by the names that `load` takes, with their sites."""
+    return {f"bundled/{card.parent.parent.name}": json.loads(card.read_text()) for card in _cards()}
+
+
+def _cards() -> list[Path]:
+    return sorted(FOLDER.glob("*/*/card.json"))
+
+
+def load(name_or_path: str | Path, site: str | None = None) -> Autoencoder:
+    """Load a dictionary.
+
+    Args:
+        name_or_path: "bundled/NAME", see `shipped`; a local folder in the format of sparsify or of Marks et al.; or one
+            of these on the hub: "EleutherAI/sae-pythia-70m-32k" (any repository in the format of sparsify), and
+            "saprmarks/pythia-70m-deduped-saes", a zip archive that is fetched whole.
+        site: which of the dictionaries: "l3 residual", "l3 mlp", "l3 attention", "embed". It may be left out for a
+            folder that holds a single one. Marks et al. number residual streams as we do: 3 is the one after layer 3.
+
+    Raises:
+        ValueError: if there is no such dictionary, its files do not fit each other, or it is of a kind that is neither
+            TopK nor ReLU.
+    """
+    name = str(name_or_path)
+    if name.startswith("bundled/"):
+        path = FOLDER / name.removeprefix("bundled/")
+        if not path.is_dir():
+            raise ValueError(f"no autoencoder {name!r}: those there are, are {', '.join(sorted(shipped()))}")
+    else:
+        path = Path(name).expanduser()
+        if not path.is_dir():
+            return _from_hub(name, site)
+    return _from_folder(path, site)
+
+
+def _from_folder(path: Path, site: str | None) -> Autoencoder:
+    if site is None:
+        site = _only_site(path)
+    sparsify, marks = _folder_names(site)
+    for source in (path, path / sparsify):
+        if (source / "cfg.json").exists():
+            return _read_sparsify(source, site)
+    candidates = [path / "ae.pt", *sorted(path.glob(f"{marks}/*/ae.pt")), *sorted(path.glob(f"*/{marks}/*/ae.pt"))]
+    for file in candidates if marks else []:
+        if file.exists():
+            return _read_marks(file.read_bytes(), str(file), site)
+    raise ValueError(
+        f"{path} holds no dictionary of {site!r}: expected {sparsify}/cfg.json and sae.safetensors (sparsify), or "
+        f"{marks}/.../ae.pt (Marks et al.)"
+    )
+
+
+def _only_site(path: Path) -> str:
+    """The site of the single dictionary that a folder is, or holds."""
+    names = [path.name] if (path / "cfg.json").exists() else [file.parent.name for file in path.glob("*/cfg.json")]
+    names += [path.parent.name] if (path / "ae.pt").exists() else [file.parts[-3] for file in path.glob("*/*/ae.pt")]
+    sites = sorted({_site_of(name) for name in names} - {None})
+    if len(sites) != 1:
+        raise ValueError(f"name a site, as in load({str(path)!r}, 'l3 residual'): found {', '.join(sites) or 'none'}")
+    return sites[0]
+
+
+def _site_of(folder: str) -> str | None:
+    if folder in ("embed", "embed_in"):
+        return "embed"
+    if found := re.fullmatch(r"layers\.(\d+)(\.mlp\.act|\.mlp|\.attention|)", folder):
+        part = {"": "residual", ".mlp.act": "neurons"}.get(found[2], found[2][1:])
+        return f"l{found[1]} {part}"
+    if found := re.fullmatch(r"(resid|attn|mlp)_out_layer(\d+)", folder):
+        return f"l{found[2]} " + {"resid": "residual", "attn": "attention", "mlp": "mlp"}[found[1]]
+    return None
+
+
+def _read_sparsify(source: Path, site: str) -> Autoencoder:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = source / "sae.safetensors"
+    try:
+        config = json.loads((source / "cfg.json").read_text())
+        tensors = {name: w.float() for name, w in load_file(file).items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{source} cannot be read as a dictionary of sparsify: {error}") from error
+    for option in ("signed", "transcode", "skip_connection", "embed_skip", "gram_lookup"):
+        if config.get(option):
+            raise ValueError(f"{source}/cfg.json has {option!r} set: only plain TopK autoencoders are supported")
+    if config.get("activation", "topk") != "topk":
+        raise ValueError(f"{source}/cfg.json has activation {config['activation']!r}: only 'topk' is supported")
+    width, features = config["d_in"], config.get("num_latents") or config["d_in"] * config["expansion_factor"]
+    _check_shapes(tensors, {"W_dec": (features, width), "b_dec": (width,)}, features, width, file)
+    card = (
+        json.loads((source / "card.json").read_text()) if (source / "card.json").exists() else {"source": str(source)}
+    )
+    parts = (tensors[name] for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
+    return Autoencoder(*parts, k=config["k"], site=site, card=card)
+
+
+def _read_marks(data: bytes, source: str, site: str) -> Autoencoder:
+    try:
+        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # runs no code
+        tensors = {name: w.float() for name, w in tensors.items()}
+    except Exception as error:  # the many ways in which a pickle can be unfit
+        raise ValueError(f"{source} is not a file of tensors: {type(error).__name__}") from error
+    features, width = tensors["encoder.weight"].shape if "encoder.weight" in tensors else (0, 0)
+    _check_shapes(tensors, {"decoder.weight": (width, features), "bias": (width,)}, features, width, source)
+    decoder = tensors["decoder.weight"].T.contiguous()
+    parts = tensors["encoder.weight"], tensors["encoder.bias"], decoder, tensors["bias"]
+    return Autoencoder(*parts, k=None, site=site, card={"source": source})
+
+
+def _check_shapes(tensors: Mapping, others: Mapping, features: int, width: int, source) -> None:
+    wanted = {"encoder.weight": (features, width), "encoder.bias": (features,), **others}
+    found = {name: tuple(w.shape) for name, w in tensors.items()}
+    if found != wanted:
+        wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        raise ValueError(
+            f"{source} does not hold the tensors of a plain autoencoder of {features} features and width {width}: "
+            + "; ".join(f"{name} is {found.get(name, 'missing')}, not {wanted.get(name, 'wanted')}" for name in wrong)
+        )
+
+
+def _from_hub(name: str, site: str | None) -> Autoencoder:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if site is None:
+        raise ValueError(f"name a site, as in load({name!r}, 'l3 residual')")
+    sparsify, marks = _folder_names(site)
+    try:
+        if name == MARKS:
+            archive = hf_hub_download(name, "dictionaries_pythia-70m-deduped_10.zip")
+        else:
+            folder = Path(snapshot_download(name, allow_patterns=f"{sparsify}/*"))
+    except Exception as error:  # no such repository, no network, not even a name, ...
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"cannot get dictionary {name!r}: give 'bundled/NAME', a local folder, or a name on the hub such as "
+            f"'EleutherAI/sae-pythia-70m-32k' ({type(error).__name__}: {first_line[:200]})"
+        ) from error
+    if name != MARKS:
+        return _from_folder(folder, site)
+    with zipfile.ZipFile(archive) as content:
+        members = [member for member in content.namelist() if re.search(rf"(^|/){marks}/[^/]+/ae\.pt$", member)]
+        if not members:
+            raise ValueError(f"{name} holds no dictionary of {site!r}")
+        return _read_marks(content.read(members[0]), f"{name}/{members[0]}", site)
+
+
+# The autoencoders that ship with the library -------------------------------------------------------------------------
+
+SHIPPED = (
+    ("l2-1024-k16", "l2 residual", Recipe(features=1024, k=16)),
+    ("l3-1024-k16", "l3 residual", Recipe(features=1024, k=16)),
+    ("l4-1024-k16", "l4 residual", Recipe(features=1024, k=16)),
+    ("l3-512-k16", "l3 residual", Recipe(features=512, k=16)),
+    ("l3-2048-k16", "l3 residual", Recipe(features=2048, k=16)),
+    ("l3-512-k32", "l3 residual", Recipe(features=512, k=32)),
+    ("l3mlp-512-k16", "l3 mlp", Recipe(features=512, k=16)),
+    ("untrained-l3-1024-k16", "l3 residual", Recipe(features=1024, k=16)),
+)
+"""Name, site and recipe. The last is for the model with shuffled weights (`untrained`, seed 0)."""
+
+
+def training_windows() -> tuple[Windows, Windows]:
+    """What the shipped autoencoders are trained on, and the held-out windows that their health is measured on.
+
+    No measurement of the book has these held-out windows as its probe.
+    """
+    heldout = bundled_windows("heldout")
+    return bundled_windows("sampling"), heldout.take(np.arange(len(heldout)) % 3 == 1)
+
+
+def remake(folder: str | Path, report: Callable[[str], None] = print) -> Path:
+    """Train the autoencoders of `SHIPPED` on the bundled model, and write them with their cards: some minutes.
+
+    Raises:
+        ValueError: if the folder is there already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ValueError(f"{folder} is there already: name a new folder")
+    model, (text, heldout) = load_model("bundled", device="cpu"), training_windows()
+    for name, site, recipe in SHIPPED:
+        begin = time.process_time()
+        engine = untrained(model) if name.startswith("untrained") else Engine.of(model)
+        x = activations(engine, text, site)
+        found = _rounded(train(x.reshape(-1, x.shape[-1]), recipe, site=site))
+        seconds = round(time.process_time() - begin, 1)
+        measured = health(found, engine, heldout)
+        card = {
+            **found.card,
+            "model": "bundled, its weights shuffled" if name.startswith("untrained") else "bundled",
+            "model_hash": model.hash,
+            "text": {"trained_on": text.hash, "health_on": heldout.hash},
+            "health": measured.summary(),
+            "cpu_seconds": seconds,
+            "versions": {"spectrolib": version("spectrolib"), "torch": torch.__version__, "numpy": np.__version__},
+        }
+        save(replace(found, card=card), folder / name)
+        report(
+            f"{name}: explained variance {measured.explained_variance:.3f}, loss recovered {measured.recovered:.3f}, "
+            f"dead {measured.dead:.3f}, {seconds:.0f} s"
+        )
+    return folder
+
+
+def _rounded(autoencoder: Autoencoder) -> Autoencoder:
+    """As float16 has it, so that the health is that of the file."""
+    tensors = {name: w for name, w in vars(autoencoder).items() if isinstance(w, Tensor)}
+    return replace(autoencoder, **{name: w.half().float() for name, w in tensors.items()})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Train the autoencoders that ship with the library.")
+    parser.add_argument("folder", help="a new folder")
+    torch.set_num_threads(1)  # so that the numbers do not depend on the machine's cores
+    print(remake(parser.parse_args().folder))

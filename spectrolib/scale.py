@@ -1,0 +1,705 @@
+r"""What a measurement takes before it is run: operations, bytes moved, memory, disk, and hours on a graphics card.
+
+Operations are counted exactly, by the functions of `spectrolib.plan` and, for what is computed once at w*, here; a test
+compares them with torch's own counter. Bytes moved and memory are counted by hand from the engine's own steps, and are
+good to a factor, not to a percent.
+
+    seconds = Σ over parts  max( operations / peak rate,  bytes moved / bandwidth ) / efficiency
+
+The parts are the steps of the chains, the losses of the probe tokens and of the loss windows at every draw, and the
+passes at w*. The efficiency is measured for processors only (`MEASURED`). **No graphics card was measured for this
+edition**: peak rates are those of the makers' data sheets, and hours on a card stand for an assumed efficiency, with a
+range. Text, labels and the clustering after it take other machines: `clustering_seconds`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from .components import FULL, Shape, layer_of, names
+from .engine import CACHE_BYTES, TOKENS_PER_PASS, groups
+from .estimator import CovarianceSums
+from .plan import _layer_operations, evaluation_operations, step_operations
+from .posterior import Settings
+from .profiles import PAPER
+from .workers import CONTROL_DRAWS
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+def _pythia(layers: int, heads: int, width: int, vocabulary: int = 50_304) -> Shape:
+    rotary = width // heads // 4
+    return Shape(layers, heads, width, 4 * width, vocabulary, rotary, 10_000.0, 1e-5, "gelu")
+
+
+PYTHIA = {
+    "pythia-14m": _pythia(6, 4, 128),
+    "pythia-31m": _pythia(6, 8, 256),
+    "pythia-70m": _pythia(6, 8, 512),
+    "pythia-160m": _pythia(12, 12, 768),
+    "pythia-410m": _pythia(24, 16, 1024),
+    "pythia-1b": _pythia(16, 8, 2048),
+    "pythia-1.4b": _pythia(24, 16, 2048),
+    "pythia-2.8b": _pythia(32, 32, 2560),
+    "pythia-6.9b": _pythia(32, 32, 4096, 50_432),
+    "pythia-12b": _pythia(36, 40, 5120, 50_688),
+}
+"""Shapes of the family, as their config.json files have them."""
+
+
+def shape_of(model: str) -> Shape:
+    """The shape of a model of the Pythia family by its name, of ``bundled``, or of a folder with a config.json.
+
+    Raises:
+        ValueError: for another name. Nothing is looked up on the hub.
+    """
+    if _plain_name(model) in PYTHIA:
+        return PYTHIA[_plain_name(model)]
+    if model == "bundled" or Path(model).is_dir():
+        from .models import load_model
+
+        return load_model(model, device="cpu").shape
+    raise ValueError(f"no shape is known of model {model!r}: give one of {', '.join(PYTHIA)}, 'bundled' or a folder")
+
+
+def check_named(model: str, shape: Shape) -> None:
+    """Raise a ValueError if a model that is called by a name of the Pythia family has another architecture."""
+    expected = PYTHIA.get(_plain_name(model))
+    if expected is None or expected == shape:
+        return
+    differing = [
+        f"{field} {getattr(shape, field)} instead of {value}"
+        for field, value in vars(expected).items()
+        if getattr(shape, field) != value
+    ]
+    raise ValueError(f"{model!r} has another architecture than that name has: {', '.join(differing)}")
+
+
+def _plain_name(model: str) -> str:
+    return re.sub(r"-(deduped|v0)$", "", model.lower().removeprefix("eleutherai/"))
+
+
+def parameters(shape: Shape) -> int:
+    """Number of weights, biases and norms included."""
+    width, mlp = shape.width, shape.mlp
+    layer = 4 * width**2 + 2 * width * mlp + 9 * width + mlp  # projections, MLP, biases (4 + 1 widths), two norms (4)
+    return 2 * shape.vocabulary * width + shape.layers * layer + 2 * width
+
+
+def component_parameters(component: str, shape: Shape) -> int:
+    """Weights of one component (`spectrolib.components`)."""
+    if component == FULL:
+        return parameters(shape)
+    if layer_of(component) is None:
+        return shape.vocabulary * shape.width
+    if component.endswith("mlp"):
+        return 2 * shape.width * shape.mlp + shape.mlp + shape.width
+    return 4 * shape.width * shape.head_dim + 3 * shape.head_dim
+
+
+# Cards ---------------------------------------------------------------------------------------------------------------
+
+Precision = Literal["float32", "tf32", "bf16"]
+PRECISIONS = ("float32", "tf32", "bf16")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A graphics card, by its maker's data sheet: dense products, without sparsity."""
+
+    name: str
+    rates: Mapping[str, float]
+    """Operations a second at each precision."""
+    bandwidth: float
+    """Bytes a second."""
+    memory: float
+    """Bytes."""
+
+
+def _card(name: str, float32: float, tf32: float, bf16: float, bandwidth: float, memory: float) -> Card:
+    rates = {"float32": float32 * 1e12, "tf32": tf32 * 1e12, "bf16": bf16 * 1e12}
+    return Card(name, rates, bandwidth * 1e12, memory * 1e9)
+
+
+CARDS = {
+    "h200": _card("H200", 67, 494, 989, 4.8, 141),
+    "h100": _card("H100 SXM", 67, 494, 989, 3.35, 80),
+    "a100": _card("A100 SXM 80 GB", 19.5, 156, 312, 2.04, 80),
+    "l40s": _card("L40S", 91.6, 183, 362, 0.864, 48),
+    "4090": _card("RTX 4090", 82.6, 82.6, 165, 1.01, 24),
+}
+
+EFFICIENCY = 0.33
+"""The share of the limit that hours on a card assume. Not measured."""
+EFFICIENCY_RANGE = (0.15, 0.6)
+"""Between these two the truth may well lie; processor cores reach 0.4 to 0.65 (`MEASURED`, `WALL_CLOCK`)."""
+
+
+def card_of(name: str) -> Card:
+    """A card by name, upper or lower case.
+
+    Raises:
+        ValueError: if it is not in the table.
+    """
+    if name.lower() not in CARDS:
+        raise ValueError(f"unknown card {name!r}: it must be one of {', '.join(CARDS)}")
+    return CARDS[name.lower()]
+
+
+# The work ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """A measurement by its numbers alone: no weights, no text.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    shape: Shape
+    tokens: int
+    """Probe tokens, each of which gets a row."""
+    settings: Settings = PAPER.settings
+    length: int = PAPER.length
+    """Tokens of a window; it holds one prediction fewer."""
+    loss_tokens: int = PAPER.loss_windows * (PAPER.length - 1)
+    """Tokens on which L(w) is taken at every draw."""
+    sampling_windows: int = PAPER.sampling_windows
+    components: tuple[str, ...] = ()
+    """All of them by default. The unrestricted chain is always added."""
+    blocks: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "loss_tokens", "sampling_windows", "blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.length < 2:
+            raise ValueError(f"length must be at least 2 (a context and its next token), got {self.length}")
+        if not self.components:
+            object.__setattr__(self, "components", tuple(names(self.shape)))
+
+    @classmethod
+    def of(cls, plan) -> Work:
+        """The numbers of a `Plan`."""
+        probe, loss = plan.probe, plan.loss
+        return cls(
+            shape=plan.shape,
+            tokens=len(probe) * (probe.length - 1),
+            settings=plan.settings,
+            length=probe.length,
+            loss_tokens=len(loss) * (loss.length - 1),
+            sampling_windows=len(plan.sampling),
+            components=plan.components,
+            blocks=plan.blocks,
+        )
+
+    @property
+    def sampled(self) -> tuple[str, ...]:
+        """The components and the whole model."""
+        return (*self.components, FULL)
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """Components that share a prefix; with a chain, a task."""
+        return groups(self.sampled)
+
+    @property
+    def members(self) -> int:
+        """Chains that one chain stands for."""
+        return len(self.settings.members)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens that one team puts through a gradient at a step."""
+        return sum(map(self.settings.drives, self.settings.members)) * self.settings.batch_size * (self.length - 1)
+
+
+ACTIVITIES = ("steps", "probe losses", "loss windows", "at w*")
+KINDS = ("heads", "MLPs", "embed", "unembed", FULL)
+
+
+class Part(NamedTuple):
+    """One activity of one kind of component."""
+
+    activity: str
+    kind: str
+    operations: float
+    """Floating-point operations of matrix products."""
+    numbers: float
+    """Numbers read and written in the device's memory by the operations between them."""
+    logits: float
+    """Those of them that are logits: they stay in the cache of a processor, and would in a fused kernel."""
+
+
+def _kind(component: str) -> str:
+    if layer_of(component) is None:
+        return component
+    return "MLPs" if component.endswith("mlp") else "heads"
+
+
+def parts(work: Work) -> list[Part]:
+    """What each activity costs for each kind of component."""
+    s, shape, time = work.settings, work.shape, work.length - 1
+    found: dict[tuple[str, str], list[float]] = {}
+
+    def add(activity: str, kind: str, operations: float, numbers: float, logits: float) -> None:
+        held = found.setdefault((activity, kind), [0.0, 0.0, 0.0])
+        for i, value in enumerate((operations, numbers, logits)):
+            held[i] += s.chains * value
+
+    def losses(activity: str, component: str, tokens: float) -> None:
+        logits = 4 * shape.vocabulary * tokens  # written, read and written as powers, read for their sum
+        moved = _layers_after(component, shape) * _layer_numbers(shape) * tokens
+        add(
+            activity,
+            _kind(component),
+            tokens * evaluation_operations(component, shape, time),
+            moved + logits,
+            logits,
+        )
+
+    for component in work.sampled:
+        tokens = s.steps * work.batch_tokens
+        logits = 5 * shape.vocabulary * tokens  # the gradient reads them once more
+        moved = _layers_after(component, shape) * _step_numbers(shape, time) * tokens
+        own = _state_numbers(work, component) * s.steps * work.members
+        operations = tokens * step_operations(component, shape, time)
+        add("steps", _kind(component), operations, moved + logits + own, logits)
+        losses("probe losses", component, s.draws * work.members * work.tokens)
+        losses("loss windows", component, s.draws * work.members * work.loss_tokens)
+    for group in work.groups:
+        for tokens in (work.tokens, work.loss_tokens):  # the losses at w* are subtracted
+            losses_at_start = tokens * evaluation_operations("embed", shape, time)
+            moved, logits = shape.layers * _layer_numbers(shape) * tokens, 4 * shape.vocabulary * tokens
+            add("at w*", _kind(group[0]), losses_at_start, moved + logits, logits)
+        layers = _prefix_layers(group[0], shape)
+        tokens = _prefix_tokens(work, group)
+        operations, moved = layers * _layer_operations(shape, time), layers * _layer_numbers(shape)
+        add("at w*", _kind(group[0]), tokens * operations, tokens * moved, 0.0)
+    return [Part(*key, *values) for key, values in found.items()]
+
+
+def _layers_after(component: str, shape: Shape) -> float:
+    """Layers that a loss of the component runs through; its own counts by half."""
+    layer = layer_of(component)
+    if layer is None:
+        return 0.0 if component == "unembed" else float(shape.layers)
+    return shape.layers - 1 - layer + 0.5
+
+
+def _layer_numbers(shape: Shape) -> float:
+    """Numbers that a frozen layer reads and writes for one token, operation by operation (`layers.FrozenLayer`)."""
+    return 21 * shape.width + 4 * shape.mlp
+
+
+def _step_numbers(shape: Shape, time: int) -> float:
+    """The same with the way back, twice as much again; attention is then written out."""
+    return 3 * _layer_numbers(shape) + 10 * shape.heads * time
+
+
+def _state_numbers(work: Work, component: str) -> float:
+    """Numbers that the update of one chain reads and writes (`posterior.Chain.step`)."""
+    return (20 if work.settings.preconditioner != "none" else 10) * component_parameters(component, work.shape)
+
+
+def _prefix_layers(component: str, shape: Shape) -> int:
+    """Layers whose activations at w* a group needs."""
+    layer = layer_of(component)
+    if layer is None:
+        return shape.layers if component == "unembed" else 0
+    return layer + 1
+
+
+def _held(work: Work, component: str, tokens: float) -> float:
+    """Bytes of the activations at w* that a group keeps of so many tokens; 0 where they are too many to keep."""
+    if component in ("embed", FULL):
+        return 0.0
+    size = 4.0 * tokens * work.shape.width * (1 if layer_of(component) is None else 3)
+    return size if size <= CACHE_BYTES else 0.0
+
+
+def _prefix_tokens(work: Work, group: tuple[str, ...]) -> float:
+    """Tokens whose prefix a task computes: once where it can be kept, else at every use."""
+    s, time, total = work.settings, work.length - 1, 0.0
+    for tokens in (work.tokens, work.loss_tokens):
+        total += tokens * (1 if _held(work, group[0], tokens) else s.draws)
+    sampling = work.sampling_windows * time
+    if s.needs_gradient or not _held(work, group[0], sampling):
+        total += sampling if _held(work, group[0], sampling) else s.steps * s.batch_size * time * s.needs_gradient
+    else:
+        total += sampling
+    return total
+
+
+def operations(work: Work) -> float:
+    """All matrix products, in floating-point operations."""
+    return sum(part.operations for part in parts(work))
+
+
+# Time ----------------------------------------------------------------------------------------------------------------
+
+BYTES = {"float32": 4, "tf32": 4, "bf16": 2}
+
+
+class Estimate(NamedTuple):
+    """Hours on one card, for an assumed efficiency."""
+
+    hours: float
+    low: float
+    """At the better end of `EFFICIENCY_RANGE`."""
+    high: float
+    """At the worse end."""
+    bound: dict[str, str]
+    """What limits each activity: compute or memory."""
+    share: dict[str, float]
+    """Of the hours, by activity."""
+
+
+def hours(work: Work, card: Card, precision: Precision = "float32", efficiency: float = EFFICIENCY) -> Estimate:
+    """Hours on one card: the larger of compute and memory for each activity, over an efficiency that is assumed.
+
+    The engine computes in float32. The other precisions say what the same job would take if its products ran in them.
+
+    Raises:
+        ValueError: for an unknown precision, or an efficiency that is no share.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: it must be one of {', '.join(PRECISIONS)}")
+    if not 0 < efficiency <= 1:
+        raise ValueError(f"efficiency must be a share above 0 and up to 1, got {efficiency}")
+    spent, bound = {}, {}
+    for activity in ACTIVITIES:
+        mine = [part for part in parts(work) if part.activity == activity]
+        compute = sum(part.operations for part in mine) / card.rates[precision]
+        memory = sum(part.numbers for part in mine) * BYTES[precision] / card.bandwidth
+        spent[activity], bound[activity] = max(compute, memory), "compute" if compute >= memory else "memory"
+    ideal = sum(spent.values()) / 3600
+    low, high = EFFICIENCY_RANGE
+    return Estimate(
+        ideal / efficiency, ideal / high, ideal / low, bound, {k: v / 3600 / ideal for k, v in spent.items()}
+    )
+
+
+class Measured(NamedTuple):
+    """A timed measurement on processor cores, with random tokens: what the count is calibrated against."""
+
+    name: str
+    shape: Shape
+    windows: tuple[int, int, int, int, int]
+    """Tokens of a window; windows to probe, for L(w), to sample from; windows in a batch."""
+    chains: int
+    draws: int
+    steps: int
+    """Between draws."""
+    components: tuple[str, ...]
+    cores: int
+    seconds: float
+    rate: float
+    """Operations a second of a matrix product on one core, measured in the same run."""
+
+    @property
+    def work(self) -> Work:
+        length, probe, loss, sampling, batch = self.windows
+        settings = Settings(
+            nbeta=10.0,
+            gamma=300.0,
+            step_size=2e-4,
+            preconditioner="none",
+            batch_size=batch,
+            chains=self.chains,
+            draws=self.draws,
+            steps_between_draws=self.steps,
+        )
+        sizes = {"tokens": probe * (length - 1), "loss_tokens": loss * (length - 1), "length": length}
+        return Work(
+            self.shape, settings=settings, sampling_windows=sampling, components=self.components, blocks=1, **sizes
+        )
+
+    @property
+    def fraction(self) -> float:
+        """The share of the matrix-product rate that was reached."""
+        return operations(self.work) / (self.seconds * self.cores * self.rate)
+
+
+BUNDLED_SHAPE = replace(PYTHIA["pythia-14m"], vocabulary=4096)
+_SOME = ("l1h0", "l1h1", "l1h2", "l1 mlp", "l4h0", "l4 mlp", "embed")
+_THIRD = (*(f"l1h{h}" for h in range(4)), "l1 mlp", *(f"l4h{h}" for h in range(4)), "l4 mlp", "embed")
+MEASURED = (
+    Measured("bundled", BUNDLED_SHAPE, (129, 16, 8, 16, 8), 1, 2, 4, _SOME, 1, 9.78, 1.01e11),
+    Measured("pythia-14m", PYTHIA["pythia-14m"], (65, 8, 8, 16, 4), 1, 2, 2, _SOME, 1, 8.34, 1.02e11),
+    Measured("pythia-31m", PYTHIA["pythia-31m"], (65, 6, 4, 16, 4), 1, 2, 2, _SOME, 1, 15.99, 1.01e11),
+    Measured("pythia-70m", PYTHIA["pythia-70m"], (65, 4, 4, 16, 4), 1, 1, 2, _SOME, 1, 19.23, 9.41e10),
+)
+"""CPU seconds of one thread, the better of two runs: no start of processes, little disturbed by other jobs."""
+WALL_CLOCK = (
+    Measured("bundled", BUNDLED_SHAPE, (129, 24, 8, 64, 8), 2, 3, 4, _THIRD, 1, 58.9, 8.65e10),
+    Measured("bundled", BUNDLED_SHAPE, (129, 24, 8, 64, 8), 2, 3, 4, _THIRD, 2, 36.2, 8.15e10),
+    Measured("pythia-14m", PYTHIA["pythia-14m"], (65, 8, 8, 64, 8), 2, 3, 2, _THIRD, 2, 37.1, 7.93e10),
+)
+"""The runs of README, "Speed": wall-clock, with the processes' start; the rate follows from its last column."""
+PRODUCTS = 0.689
+"""Share of the matrix-product rate that the products of the engine reach, fitted to the two smallest of `MEASURED`."""
+SECONDS_PER_NUMBER = 2.05e-10
+"""Of one core, for every number that the operations between the products read or write; fitted with it."""
+
+
+def cpu_seconds(work: Work, cores: int, rate: float) -> float:
+    """Seconds on processor cores, by the calibration; logits stay in the cache.
+
+    Args:
+        rate: operations a second of a matrix product on one core (`spectrolib.plan.matmul_rate`).
+    """
+    found = parts(work)
+    moved = sum(part.numbers - part.logits for part in found)
+    return (sum(part.operations for part in found) / (PRODUCTS * rate) + SECONDS_PER_NUMBER * moved) / cores
+
+
+# The published run ---------------------------------------------------------------------------------------------------
+
+
+class Published(NamedTuple):
+    """What the paper's follow-up says of its run, from one careful secondary source [S]."""
+
+    model: str
+    tokens: int
+    settings: Settings
+    card: str
+    card_hours: float
+
+
+PUBLISHED = Published(
+    "pythia-1.4b",
+    4_250_000,
+    Settings(nbeta=10.0, gamma=300.0, step_size=1e-5, batch_size=16, chains=4, draws=100, steps_between_draws=160),
+    "h200",
+    4800.0,
+)
+
+
+def full_forwards(work: Work) -> dict[str, float]:
+    """Operations where every loss is a full forward pass, as in `devinterp`, by activity; no prefix is kept.
+
+    A step runs the whole model forward, and back from the end to the component; it takes a gradient of the weights of
+    the component alone, so that half of a full backward pass is enough.
+    """
+    s, shape, time = work.settings, work.shape, work.length - 1
+    forward = evaluation_operations("embed", shape, time)
+    evaluations = s.chains * s.draws * work.members * len(work.sampled)
+    stepped = s.chains * s.steps * work.batch_tokens
+    back = sum(
+        2 * forward if component == FULL else step_operations(component, shape, time) / 2 for component in work.sampled
+    )
+    return {
+        "steps": stepped * (forward * len(work.sampled) + back),
+        "probe losses": evaluations * work.tokens * forward,
+        "loss windows": evaluations * work.loss_tokens * forward,
+    }
+
+
+# Memory and disk -----------------------------------------------------------------------------------------------------
+
+SUM_BYTES = 8 * (len(CovarianceSums.VECTORS) + 1)
+"""Of the running sums of one token: vectors in float64, two of them for the controls."""
+
+
+def memory(work: Work, device: Literal["cpu", "cuda"] = "cuda", tokens_per_pass: int | None = None) -> dict[str, float]:
+    """Bytes that one worker needs at most, for its largest task; counted by hand, good to a factor of two.
+
+    Model: the weights, and the copies in which the engine folds norms and centres the unembedding. Chains: positions,
+    starts, noise, gradients, squares. Prefixes: what is kept of the windows at w*. Sums and draws: what grows with the
+    number of probe tokens. Activations: what one pass keeps for its way back.
+
+    Args:
+        tokens_per_pass: tokens of all streams in one pass of the engine; its own choice by default.
+    """
+    limit = tokens_per_pass or TOKENS_PER_PASS[device]
+    return max((_group_memory(work, group, limit) for group in work.groups), key=lambda found: sum(found.values()))
+
+
+def _group_memory(work: Work, group: tuple[str, ...], tokens_per_pass: int) -> dict[str, float]:
+    s, shape, time, width = work.settings, work.shape, work.length - 1, work.shape.width
+    driven = sum(map(s.drives, s.members))
+    copies = shape.layers * (3 * width**2 + width * shape.mlp) + shape.vocabulary * width
+    weights = sum(component_parameters(component, shape) for component in group)
+    state = 3 * work.members + 2 * driven + (work.members if s.preconditioner != "none" else 0)
+    held_draws = min(CONTROL_DRAWS, work.members * math.ceil(s.draws / work.blocks))
+    windows = (work.tokens, work.loss_tokens, work.sampling_windows * time)
+    return {
+        "model": 4.0 * (parameters(shape) + copies),
+        "chains": 4.0 * state * weights,
+        "prefixes": sum(_held(work, group[0], count) for count in windows),
+        "sums": float(SUM_BYTES * work.tokens * work.blocks * len(group)),
+        "draws": float(work.tokens * len(group) * (28 * work.members + 4 * held_draws)),
+        "activations": 4.0
+        * min(tokens_per_pass, len(group) * work.batch_tokens)
+        * _kept_numbers(group[0], shape, time),
+    }
+
+
+def _kept_numbers(component: str, shape: Shape, time: int) -> float:
+    """Numbers that a pass keeps of one token for its way back (`layers.FrozenLayer`; autograd for the whole model)."""
+    scores = shape.heads * time
+    layer = {"unembed": shape.layers, "embed": 0, FULL: 0}.get(component, layer_of(component))
+    kept = 14 * shape.width + 2 * shape.mlp if component == FULL else 5 * shape.width + shape.mlp + scores
+    return (shape.layers - layer) * kept + 12 * shape.width + 4 * shape.mlp + 4 * scores
+
+
+def disk(work: Work) -> dict[str, float]:
+    """Bytes on disk: the partial sums of all tasks, the labelled result (before compression), and, for comparison, the
+    float32 losses of every draw, which `devinterp` keeps."""
+    chains, halves = work.settings.chains, 2 if work.settings.chains > 1 else 0
+    entry = 5 * 8 + 2 * 4 + 2 * halves * work.blocks * 4  # five tables in float64, two controls, half estimates
+    return {
+        "partial sums": float(SUM_BYTES * work.tokens * work.blocks * len(work.sampled) * chains),
+        "result": float(entry * work.tokens * len(work.components)),
+        "losses of every draw": 4.0 * work.tokens * len(work.sampled) * chains * work.settings.draws * work.members,
+    }
+
+
+class Fit(NamedTuple):
+    """How a measurement fits into so much memory."""
+
+    tokens_per_pass: int
+    """Tokens in one pass of the engine, at most its own choice."""
+    parts: int
+    """Parts of the probe text, each measured by itself."""
+
+
+LEAST_PASS = 8192
+"""Tokens of a pass below which parts of the probe text are the smaller evil: shorter passes leave a card idle."""
+
+
+def fit(work: Work, limit: float, device: Literal["cpu", "cuda"] = "cuda") -> Fit | None:
+    """Shorter passes, and then parts of the probe text, so that a worker needs no more than ``limit`` bytes.
+
+    Chains do not depend on the probe text, so measurements of its parts with one seed are rows of one measurement; each
+    repeats the chains. None where neither helps: model and chains alone are more.
+    """
+    passes = TOKENS_PER_PASS[device]
+
+    def need(count: int) -> float:
+        return sum(memory(replace(work, tokens=math.ceil(work.tokens / count)), device, passes).values())
+
+    while need(1) > limit and passes > LEAST_PASS:
+        passes //= 2
+    while need(work.tokens) > limit and passes > work.length:
+        passes //= 2
+    if need(work.tokens) > limit:
+        return None
+    count = 1
+    while need(count) > limit:
+        count += max(1, count // 8)
+    return Fit(passes, count)
+
+
+def in_parts(work: Work, count: int) -> float:
+    """Operations of ``count`` measurements of equal parts of the probe text."""
+    return count * operations(replace(work, tokens=math.ceil(work.tokens / count)))
+
+
+# Graph and clusters --------------------------------------------------------------------------------------------------
+
+GRAPH_SECONDS = {20_000: 1.5, 100_000: 16.0, 300_000: 77.0}
+"""k = 45 neighbours in 32 dimensions, CPU seconds: every pair up to 20 000 vectors, an inverted file beyond."""
+CLUSTER_SECONDS = {20_000: 8.0, 100_000: 60.0, 500_000: 384.0}
+"""From vectors to labels on two cores, mutual graph, compilation included (README, "Speed")."""
+
+
+def graph_seconds(tokens: int, dimensions: int = 32) -> float:
+    """CPU seconds of the graph of nearest neighbours; beyond the last measured size by the law of an inverted file.
+
+    Between measured sizes a power law joins them. Distances cost as their number of dimensions. An inverted file of
+    4 √n cells, of which a constant number is searched, looks at about √n candidates for each vector: so n^1.5 in all.
+    """
+    return _power_law(GRAPH_SECONDS, tokens, beyond=1.5) * dimensions / 32
+
+
+def peel_seconds(tokens: int) -> float:
+    """Seconds from graph to labels: what was measured in all, less the graph; a power law in between and beyond."""
+    rest = {n: seconds - graph_seconds(n) for n, seconds in CLUSTER_SECONDS.items()}
+    return _power_law(rest, tokens)
+
+
+def clustering_seconds(tokens: int, dimensions: int = 32) -> float:
+    """From vectors to labels on two cores. Measured up to 500 000 tokens in 32 dimensions; the rest is extrapolated."""
+    return graph_seconds(tokens, dimensions) + peel_seconds(tokens)
+
+
+def _power_law(known: Mapping[int, float], n: float, beyond: float | None = None) -> float:
+    """Interpolated on logarithms; outside, the nearest slope, or ``beyond`` above the largest."""
+    sizes = sorted(known)
+    i = min(max(sum(size < n for size in sizes) - 1, 0), len(sizes) - 2)
+    low, high = sizes[i], sizes[i + 1]
+    if n > sizes[-1] and beyond is not None:
+        return known[high] * (n / high) ** beyond
+    slope = math.log(known[high] / known[low]) / math.log(high / low)
+    return known[low] * (n / low) ** slope
+
+
+# In words ------------------------------------------------------------------------------------------------------------
+
+_UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+
+
+def number(text: str) -> int:
+    """A count as people write it: 20000, 20_000, 20k, 4.25M.
+
+    Raises:
+        ValueError: if it is no positive whole number.
+    """
+    match = re.fullmatch(r"([0-9][0-9_,]*\.?[0-9]*(?:e[0-9]+)?)\s*([kmgb]?)", text.strip().lower())
+    value = float(match[1].replace(",", "").replace("_", "")) * _UNITS[match[2]] if match else math.nan
+    if not (value >= 1 and math.isfinite(value) and abs(value - round(value)) < 1e-6 * value):
+        raise ValueError(f"{text!r} is no count: write it like 20000, 20k or 4.25M")
+    return round(value)
+
+
+def summary(
+    work: Work, card: Card, precision: Precision = "float32", efficiency: float = EFFICIENCY, model: str = ""
+) -> dict:
+    """Everything that `spectro plan` prints, as JSON-able values."""
+    found, s = parts(work), work.settings
+    estimate, need, fitting = hours(work, card, precision, efficiency), memory(work), fit(work, 0.9 * card.memory)
+    total = sum(part.operations for part in found)
+    return {
+        "model": model,
+        "parameters": parameters(work.shape),
+        "components": len(work.components),
+        "tokens": work.tokens,
+        "settings": {
+            "chains": s.chains,
+            "members": work.members,
+            "draws": s.draws,
+            "steps_between_draws": s.steps_between_draws,
+            "steps": s.steps,
+            "batch_size": s.batch_size,
+            "length": work.length,
+            "loss_tokens": work.loss_tokens,
+        },
+        "tasks": len(work.groups) * s.chains,
+        "operations": total,
+        "operations_by_activity": _sums(found, "activity", ACTIVITIES),
+        "operations_by_kind": _sums(found, "kind", KINDS),
+        "bytes_moved": sum(part.numbers for part in found) * BYTES[precision],
+        "card": card.name,
+        "precision": precision,
+        "efficiency": efficiency,
+        "hours": {"assumed": estimate.hours, "low": estimate.low, "high": estimate.high, "measured": False},
+        "bound": estimate.bound,
+        "share": estimate.share,
+        "memory": need,
+        "card_memory": card.memory,
+        "fit": None if fitting is None else fitting._asdict(),
+        "disk": disk(work),
+        "clustering_seconds": clustering_seconds(work.tokens, len(work.components)),
+    }
+
+
+def _sums(found: Iterable[Part], by: str, order: tuple[str, ...]) -> dict[str, float]:
+    return {key: sum(part.operations for part in found if getattr(part, by) == key) for key in order}
