@@ -58,11 +58,9 @@ format: $(READY)
 
 notebooks: $(READY)
 	@elsewhere=$$(mktemp -d) && trap 'rm -rf "$$elsewhere"' EXIT && cd "$$elsewhere" && \
-	for notebook in '$(CURDIR)'/book/*.ipynb; do \
-		echo "$${notebook##*/} -p profile smoke"; \
-		'$(CURDIR)/$(BIN)/papermill' "$$notebook" out.ipynb -p profile smoke \
-			--no-progress-bar --log-level WARNING || exit 1; \
-	done
+	printf '%s\n' '$(CURDIR)'/book/*.ipynb | xargs -P 2 -I '{}' sh -c 'name=$$(basename "{}") && \
+		"$(CURDIR)/$(BIN)/papermill" "{}" "$$name" -p profile smoke --no-progress-bar --log-level WARNING && \
+		echo "$$name -p profile smoke: done"'
 
 pages: book
 	BOOK_HTML='$(HTML)' $(BIN)/python -m pytest tests/pages

@@ -191,7 +191,7 @@ def _settings_checks(settings: dict) -> list[Check]:
 # Reliability ----------------------------------------------------------------------------------------------------
 
 
-def _half_tables(result, estimator: Estimator | None, draws: int | None) -> Float[ndarray, "half token component"]:
+def half_tables(result, estimator: Estimator | None, draws: int | None) -> Float[ndarray, "half token component"]:
     if "half_susceptibility" not in result:
         raise ValueError("split halves need at least 2 chains: this measurement has 1")
     estimator = estimator or result.attrs["estimator"]
@@ -233,7 +233,7 @@ def column_reliability(result, estimator: Estimator | None = None, *, draws: int
     """
     import xarray as xr
 
-    first, second = (_scores(half) for half in _half_tables(result, estimator, draws))
+    first, second = (_scores(half) for half in half_tables(result, estimator, draws))
     values = spearman_brown((first * second).mean(axis=0))
     return xr.DataArray(values, coords={"component": result["component"]}, name="reliability")
 
@@ -263,7 +263,7 @@ def token_reliability(
     """
     import xarray as xr
 
-    first, second = (standardise(half, rows=rows) for half in _half_tables(result, estimator, draws))
+    first, second = (standardise(half, rows=rows) for half in half_tables(result, estimator, draws))
     length = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     cosine = np.divide((first * second).sum(axis=1), length, out=np.zeros_like(length), where=length > 0)
     return xr.DataArray(cosine, dims="token", name="reliability")

@@ -58,7 +58,7 @@ SMOKE = Profile(
 )
 
 # Teams of four chains (mirrored noise, tilts of ±nβ) measure with far fewer draws than single ones, and the two of them
-# at nβ = 0 need no gradient. Minibatches differ between chains, so that the spread between chains holds their noise too.
+# at nβ = 0 need no gradient. Minibatches differ between chains, so that their spread holds the minibatches' noise too.
 BOOK = Profile(
     name="book",
     model="bundled",

@@ -176,7 +176,7 @@ def test_bad_components_windows_and_folders_are_one_line(folder, text, small, tm
 
 
 def test_a_chain_that_leaves_is_one_line(folder, text, small, tmp_path):
-    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0")
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0", "--plain")
     code, _, error = spectro(*run, "--step-size", 1e4, "--workers", 1)
     assert code == 1
     assert re.fullmatch(r"error: component \w+, chain \d, draw 0: the loss .* lower step_size .now 10000.*\n", error)

@@ -83,7 +83,7 @@ def test_the_same_in_json(run):
     assert sum(printed["left"].values()) + sum(printed["sizes"]) == printed["tokens"] == 800
     assert len(printed["exact"]["overlap"]) == 1
     assert printed["settings"] == {
-            "estimator": "",
+        "estimator": "",
         "k": 20,
         "symmetrise": "union",
         "rows": "zscore",
