@@ -291,7 +291,8 @@ class Group:
         self.shapes = {name: [block.of(engine.weights).shape for block in owned] for name, owned in self.blocks.items()}
         owned = [block.parameter for block in self.blocks[names[0]]]
         self.unembed = owned.index(UNEMBED) if UNEMBED in owned else None
-        self.start = [gather(engine.weights, self.blocks[name]) for name in names]
+        own = {name: gather(engine.weights, self.blocks[name]) for name in dict.fromkeys(names)}
+        self.start = [own[name] for name in names]  # the chains of a team share theirs
         """w* restricted to each component, flat."""
 
     # What does not depend on the moving weights

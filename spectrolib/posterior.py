@@ -214,7 +214,6 @@ class Chain:
         self.centre = start.detach()
         self.position = start.detach().clone()
         self.generator = torch.Generator(start.device).manual_seed(stable_seed("noise", settings.seed, name, chain))
-        self.noise = torch.empty_like(self.position)
         self.steps = 0
         if settings.preconditioner != "none":
             begin = 1.0 if settings.preconditioner == "rmsprop_corrected" else 0.0
@@ -234,14 +233,14 @@ class Chain:
         drift = (self.position - self.centre).mul_(s.gamma)
         if gradient is not None:
             drift.add_(gradient, alpha=self.member.nbeta)
-        self.noise.normal_(generator=self.generator)
+        noise = torch.empty_like(self.position).normal_(generator=self.generator)  # not kept: chains are many
         amplitude = -(s.step_size**0.5) if self.member.mirrored else s.step_size**0.5
         if s.preconditioner == "none":
-            self.position.add_(drift, alpha=-s.step_size / 2).add_(self.noise, alpha=amplitude)
+            self.position.add_(drift, alpha=-s.step_size / 2).add_(noise, alpha=amplitude)
         else:
             scale = self.precondition(gradient)
             self.position.addcmul_(scale, drift, value=-s.step_size / 2)
-            self.position.addcmul_(scale.sqrt_(), self.noise, value=amplitude)
+            self.position.addcmul_(scale.sqrt_(), noise, value=amplitude)
 
     def check(self, rise: float, draw: int) -> None:
         """Raise a `ChainError` unless the loss is finite and rose by no more than ``max_rise``."""
