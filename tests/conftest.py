@@ -5,6 +5,7 @@ The shapes in the engine's signatures are checked at run time here, and nowhere 
 
 import os
 
+import browser
 import numpy as np
 import pytest
 import torch
@@ -57,3 +58,12 @@ def tiny_model(tiny_gpt_neox):
 def tiny_windows() -> np.ndarray:
     """7 windows of 12 tokens."""
     return np.random.default_rng(0).integers(0, TINY["vocab_size"], size=(7, 12))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A running browser for a module's pages."""
+    if not browser.executable():
+        pytest.skip("no Chromium on this machine")
+    with browser.chromium() as running:
+        yield running

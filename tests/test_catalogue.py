@@ -3,7 +3,6 @@
 import dataclasses
 import re
 
-import browser
 import cardmaking
 import numpy as np
 import pytest
@@ -54,14 +53,6 @@ def hostile(card, i: int):
         rule=card.rule and dataclasses.replace(card.rule, conditions=(text, text)),
         name=cards.Name(text, text, Estimate(0.5, 0.3, 0.7)),
     )
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if not browser.executable():
-        pytest.skip("no Chromium on this machine")
-    with browser.chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

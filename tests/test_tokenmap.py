@@ -6,7 +6,6 @@ import json
 import re
 from types import SimpleNamespace
 
-import browser
 import matplotlib.pyplot as plt
 import numpy as np
 import pagechecks
@@ -257,14 +256,6 @@ def test_what_does_not_fit_together(changes, message):
 
 
 # In a browser --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if not browser.executable():
-        pytest.skip("no Chromium on this machine")
-    with browser.chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import browser
 import pagechecks
 import pytest
 
@@ -11,14 +10,6 @@ HTML = Path(os.environ.get("BOOK_HTML", "_build/html")).resolve()
 PAGES = [
     document.path.relative_to(HTML).as_posix() for document in pagechecks.documents(HTML) if not document.redirects
 ]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if not browser.executable():
-        pytest.skip("no Chromium on this machine")
-    with browser.chromium() as running:
-        yield running
 
 
 def test_there_are_pages():
