@@ -1,5 +1,5 @@
 """The command line: ``spectro measure``, ``spectro info``, ``spectro cluster``, ``spectro cards``,
-``spectro map``, ``spectro plan``, ``spectro train``.
+``spectro map``, ``spectro plan``, ``spectro train``, ``spectro match``.
 
 Errors that the user can mend are one line on stderr: exit code 2 for bad input, 1 where a run failed, 130 after Ctrl-C.
 """
@@ -94,29 +94,40 @@ def measure(
     plain: Annotated[bool, typer.Option("--plain", help="Chains on their own instead of teams, more draws.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of noise and minibatches.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    memory: Annotated[
+        str, typer.Option(help="What a worker may need, such as 4GB: fixes shards.", show_default="no limit")
+    ] = "",
+    shards: Annotated[int, typer.Option(help="Parts of the probe text, each a task: less memory, more to spread.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; by default cuda where there is one.")] = "auto",
     executor: Annotated[
         str, typer.Option(help="local, or the address of a Dask scheduler, tcp://host:port.")
     ] = "local",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost, and stop.")] = False,
 ) -> None:
     """Measure the susceptibility of every probe token for every component."""
+    from .measure import fitted
     from .measure import measure as carry_out
+    from .scale import bytes_of
+    from .store import finished_tasks
     from .workers import start_forkserver
 
     overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
     with _one_line_errors():
         settings = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
         constants, changes = _changes(profile, text, data, components, estimator, settings, plain)
+        limit, changes["shards"] = bytes_of(memory) if memory else None, shards
         if not dry_run:
             start_forkserver()  # it imports what the workers need while this process imports what it needs
-        plan = _plan(constants, changes, model, text, data)
+        plan = fitted(_plan(constants, changes, model, text, data, device), out, limit)
         _print_plan(plan, workers)
         if dry_run:
             return
         try:
             result = carry_out(plan, out, executor=executor, workers=workers)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{_finished(out)} of {len(plan.tasks)} tasks are done") from None
+            finished = finished_tasks(out)
+            done = sum(map(len, finished.values()))
+            raise KeyboardInterrupt(f"{done} of {done + len(plan.left(finished))} tasks are done") from None
         _print_summary(result, out)
 
 
@@ -139,27 +150,26 @@ def _changes(
     return constants, changes
 
 
-def _plan(constants: Profile, changes: dict, model: str, text: str, data: str) -> Plan:
+def _plan(constants: Profile, changes: dict, model: str, text: str, data: str, device: str) -> Plan:
     from .corpus import hub_documents, local_documents
     from .models import load_model
     from .plan import Plan, text_windows
 
     documents = local_documents(text) if text else hub_documents(data) if data else None
-    language_model = load_model(model or constants.model)
+    language_model = load_model(model or constants.model, device=device)
     if documents is not None:
         changes = changes | text_windows(constants, language_model, documents, text or data)
     return Plan.from_profile(constants, model=language_model, **changes)
 
 
-def _finished(out: Path) -> int:
-    return sum(not file.name.endswith(".part.npz") for file in (out / "tasks").glob("*.npz"))
-
-
 def _print_plan(plan: Plan, workers: int | None) -> None:
+    from .scale import Work, disk, need
     from .workers import available_cores
 
-    s, shape, cost = plan.settings, plan.shape, plan.cost()
-    count = min(workers or available_cores(), cost.tasks)
+    s, shape, cost, shards = plan.settings, plan.shape, plan.cost(), len(plan.stretches())
+    count, held = min(workers or available_cores(), len(plan.tasks)), need(plan)
+    cut = f" in {shards} shards, each of which repeats the chains" if shards > 1 else ""
+    cut += f", passes of {plan.tokens_per_pass:,} tokens" if plan.tokens_per_pass else ""
     sampler = "SGLD" if s.preconditioner == "none" else f"SGLD with {s.preconditioner}"
     named = ", ".join(plan.components) if len(plan.components) <= 8 else f"{len(plan.components)}"
     domains = Counter(map(str, plan.probe.domain))
@@ -173,8 +183,11 @@ def _print_plan(plan: Plan, workers: int | None) -> None:
         "probe text": ", ".join(f"{domain} {number}" for domain, number in sorted(domains.items())),
         "posterior": f"nβ {s.nbeta:g}, γ {s.gamma:g}; {sampler}, step size {s.step_size:g}, batch {s.batch_size}",
         "chains": f"{s.chains} x {s.draws} draws, {s.steps_between_draws} steps apart after {s.burn_in}; seed {s.seed}",
-        "cost": f"{cost.tasks} tasks, {cost.token_steps:.3g} tokens through steps, {cost.token_evaluations:.3g} token "
-        f"losses, {cost.operations:.3g} operations",
+        "cost": f"{len(plan.tasks)} tasks{cut}; {cost.token_steps:.3g} tokens through steps, "
+        f"{cost.token_evaluations:.3g} token losses, {cost.operations:.3g} operations",
+        "memory": f"about {_bytes(sum(held.values()))} a worker for the largest task: "
+        + ", ".join(f"{name} {_bytes(size)}" for name, size in held.items())
+        + f"; then {_bytes(disk(Work.of(plan))['result'])} for the result",
         "time": f"about {_duration(cost.seconds(count))} on {count} cores",
     }
     _print_rows(rows)
@@ -230,13 +243,17 @@ def info(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measur
     """Say what a run folder holds: the plan, the state, whether the chains are in order, how reliable the result is."""
     from .components import FULL
     from .engine import groups
-    from .store import open_result, read_manifest
+    from .store import finished_tasks, open_result, read_manifest
 
     console = _console()
     with _one_line_errors():
         manifest = read_manifest(run)
         settings = manifest["settings"]
         total = len(groups([*manifest["components"], FULL])) * settings["chains"]
+        stretches = finished_tasks(run).values()
+        windows = manifest["windows"]["probe"]["shape"][0] if "probe" in manifest["windows"] else 0
+        done = sum(None in own or sum(end - first for first, end in own) >= windows for own in stretches)
+        begun = f", {len(stretches) - done} in part" if len(stretches) > done else ""
         _print_rows(
             {
                 "model": f"{manifest['model']['name']} (hash {manifest['model']['hash'][:12]})",
@@ -248,7 +265,7 @@ def info(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measur
                 "estimator": manifest["estimator"],
                 "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
                 "versions": ", ".join(f"{name} {value}" for name, value in manifest["versions"].items()),
-                "state": f"{_finished(run)} of {total} tasks are done",
+                "state": f"{done} of {total} tasks are done{begun}",
             },
         )
         if (run / "result.zarr").exists():
@@ -602,7 +619,7 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
 
 @app.command("plan")
 def plan_(
-    model: Annotated[str, typer.Option(help="A Pythia model by name, such as pythia-1.4b; bundled, or a folder.")],
+    model: Annotated[str, typer.Option(help="A model by name, such as pythia-1.4b or gpt2; bundled, or a folder.")],
     tokens: Annotated[str, typer.Option(help="Probe tokens, such as 20k or 4.25M.")],
     draws: Annotated[int | None, typer.Option(help="Draws of each chain; by default those of profile paper.")] = None,
     chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
@@ -676,10 +693,9 @@ def _hours(hours: float) -> str:
 
 
 def _bytes(size: float) -> str:
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size / 1e3:.3g} kB"
+    from .scale import bytes_text
+
+    return bytes_text(size)
 
 
 # train -------------------------------------------------------------------------------------------------------------
@@ -705,6 +721,166 @@ def train(
         folder = carry_out(settings, out)
         losses = json.loads((folder / "training.json").read_text())["loss"]
         print(f"{folder}: validation loss {losses['heldout']['mean']:.3f} nats per token")
+
+
+# match -------------------------------------------------------------------------------------------------------------
+
+
+@app.command("match")
+def match_(
+    run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
+    dictionaries: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folder of sparse autoencoders (of sparsify, or of Marks et al.), bundled/NAME, or a name on the hub; "
+            "may be given several times. By default those that ship for the bundled model."
+        ),
+    ] = None,
+    sites: Annotated[str, typer.Option(help='Only these, such as "l3 residual, l4 mlp".')] = "",
+    model: Annotated[str, typer.Option(help="Whose activations are read; by default the measured model's.")] = "",
+    score: Annotated[str, typer.Option(help="By which the best feature is chosen: f1 or average_precision.")] = "f1",
+    permutations: Annotated[int, typer.Option(help="Shuffles of the labels, for each of the two nulls.")] = 300,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffles.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Compare the clusters of a run with features of sparse autoencoders: writes RUN/matches.json, prints a summary."""
+    with _one_line_errors():
+        try:
+            wanted = [site.strip() for site in sites.split(",") if site.strip()]
+            settings = {"score": score, "permutations": permutations, "seed": seed}
+            summary = _match(run, dictionaries or [], wanted, model, settings)
+        except KeyboardInterrupt:
+            _console(stderr=True).print("stopped: nothing was written")
+            raise typer.Exit(130) from None
+    print(json.dumps(summary, indent=2)) if as_json else _print_matches(summary, run)
+
+
+def _match(run: Path, names: list[str], sites: list[str], model: str, settings: dict) -> dict:
+    """Activations, features, matches at both positions and against both nulls, written; the summary."""
+    import time
+
+    from . import clustering, matching
+    from . import dictionaries as shelf
+    from .activations import measured_windows, token_rows
+    from .engine import Engine
+    from .store import open_result
+
+    begin = time.perf_counter()
+    matching.check(settings["score"], settings["permutations"])
+    result, clusters = open_result(run), clustering.open_clusters(run)
+    if len(clusters.labels) != result.sizes["token"] or not len(clusters.sizes):
+        raise ValueError(f"{run} has no clusters of its {result.sizes['token']:,} tokens: run `spectro cluster {run}`")
+    reader, measured = _reader(run, model)
+    listed = shelf.listed(names or shelf.shipped_for(reader), sites)
+    books = [(name, shelf.load(name, site)) for name, site in listed]
+    for _, book in books:
+        shelf.check_fits(book, reader)
+    windows = measured_windows(result, reader)
+    rows = {at: token_rows(result, windows, at) for at in ("predicted", "context")}
+    found, engine = [], Engine.of(reader)
+    with _console(stderr=True).status("") as status:
+        for number, (name, book) in enumerate(books):
+            status.update(f"{escape(name)}, {book.site} ({number + 1} of {len(books)})")
+            magnitudes = shelf.features(book, engine, windows)
+            about = {"dictionary": name, "site": book.site, "k": book.k, "control": shelf.of_shuffled_weights(book)}
+            for at, mine in rows.items():
+                compared = matching.compare(clusters, magnitudes[mine], result["token_id"].values, **settings)
+                found.append((about | {"at": at}, compared))
+    found += _together(found, settings["score"])
+    summary = {
+        "run": str(run),
+        "tokens": len(clusters.labels),
+        "clustered": int((clusters.labels >= 0).sum()),
+        "clusters": len(clusters.sizes),
+        "model": {"name": reader.name, "hash": reader.hash, "measured": measured},
+        "settings": settings,
+        "nulls": list(matching.NULLS),
+        "false_discovery_rate": matching.LEVEL,
+        "dictionaries": [about | matching.summary(compared) for about, compared in found],
+        "seconds": time.perf_counter() - begin,
+    }
+    matching.save_matches([about | matching.columns(compared) for about, compared in found], run, summary)
+    return summary
+
+
+def _together(found: list, score: str) -> list:
+    """The features of all dictionaries side by side, at each position; none for a single one."""
+    from . import matching
+
+    own, joined = [(about, compared) for about, compared in found if not about["control"]], []
+    site = "side by side" if len(own) == len(found) else "without the control"
+    for at in ("predicted", "context"):
+        here = [(about["dictionary"], compared) for about, compared in own if about["at"] == at]
+        if len(here) > 1:
+            about = {"dictionary": "all of them", "site": site, "k": None, "control": False, "at": at}
+            of_all = {null: matching.together([m[null] for _, m in here], score) for null in matching.NULLS}
+            joined.append((about, of_all))
+    return joined
+
+
+def _reader(run: Path, name: str):
+    """The model whose activations are read, and whether it is the measured one."""
+    from .models import load_model
+    from .store import read_manifest
+
+    measured = read_manifest(run)["model"]
+    if name:
+        found = load_model(name)
+        return found, found.hash == measured["hash"]
+    kept = run / "model"  # of a model that came from no folder
+    try:
+        found = load_model(kept) if kept.is_dir() else load_model(measured["name"], revision=measured["revision"])
+    except ValueError as error:
+        raise ValueError(f"{error}; name the measured model with --model") from error
+    if not kept.is_dir() and measured["hash"] not in ("", found.hash):
+        raise ValueError(
+            f"model {measured['name']!r} is another one now (hash {found.hash[:12]}) than the one that was measured "
+            f"({measured['hash'][:12]}): name that one with --model"
+        )
+    return found, True
+
+
+def _print_matches(summary: dict, run: Path) -> None:
+    settings, model, rows = summary["settings"], summary["model"], summary["dictionaries"]
+    other = "" if model["measured"] else "; not the model that was measured"
+    score = "F1" if settings["score"] == "f1" else "average precision"
+    level = summary["false_discovery_rate"]
+    least = math.ceil(summary["clusters"] / (level * (settings["permutations"] + 1)))
+    few = f". With so few shuffles the first count is 0, or {least} and more" if least > 1 else ""
+    few = few if least <= summary["clusters"] else ". There are too few shuffles for the first count: it is 0"
+    words = {
+        "clusters": f"{summary['clusters']}, of {summary['clustered']:,} of {summary['tokens']:,} tokens",
+        "activations": f"of {model['name']}{other}; at the token itself (predicted) and before it (context)",
+        "chance": f"{settings['permutations']} shuffles of the labels among any tokens, and as many among occurrences "
+        f"of the same token; seed {settings['seed']}",
+        "score": f"{score} of each cluster's best feature, median; the share of clusters that reach a threshold, in "
+        "brackets the same after labels were shuffled among occurrences of the same token",
+        "beat": "clusters whose best feature beats those of the shuffles; in brackets clusters with any feature that "
+        f"shares more tokens than shuffles would; at most {level:.0%} of either are false, on average{few}",
+    }
+    _print_rows(words)
+    reached = (f"≥ {rate['threshold']:g}" for rate in rows[0]["rates"])
+    table = Table(box=None)
+    table.add_column("dictionary", overflow="fold")
+    for head in ("at", "score", *reached, *(f"beat {null.removesuffix(' token')}" for null in summary["nulls"])):
+        table.add_column(head, no_wrap=True)
+    for pair in _by_dictionary(rows):
+        cells = [[escape(pair[0]["dictionary"].removeprefix("bundled/")), pair[0]["site"]]]
+        cells += zip(*map(_match_cells, pair), strict=True)
+        table.add_row(*map("\n".join, cells))
+    _console().print(table)
+    _print_rows({"time": _duration(summary["seconds"]), "files": f"{run / 'matches.json'}"})
+
+
+def _by_dictionary(rows: list[dict]) -> Iterator[list[dict]]:
+    """The rows of the two positions of each dictionary."""
+    yield from (rows[i : i + 2] for i in range(0, len(rows), 2))
+
+
+def _match_cells(row: dict) -> list[str]:
+    rates = (f"{rate['rate']:.0%} ({rate['chance']['same token']['rate']:.0%})" for rate in row["rates"])
+    beat = (f"{counts['best']} ({counts['any']})" for counts in row["beat_chance"].values())
+    return [row["at"], _number(row["score"], ".2f"), *rates, *beat]
 
 
 if __name__ == "__main__":

@@ -10,16 +10,18 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import re
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from .activations import activations, place, untrained
@@ -79,6 +81,21 @@ def shipped() -> dict[str, dict]:
     return {f"bundled/{card.parent.parent.name}": json.loads(card.read_text()) for card in _cards()}
 
 
+def shipped_for(model) -> list[str]:
+    """The names of those that were made for a model.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    found = [name for name, card in shipped().items() if card["model_hash"] == model.hash]
+    if not found:
+        raise ValueError(
+            f"no autoencoder ships for model {model.name!r}: name a folder of them with --dictionaries, in the format "
+            "of sparsify or of Marks et al."
+        )
+    return found
+
+
 def _cards() -> list[Path]:
     return sorted(FOLDER.glob("*/*/card.json"))
 
@@ -107,6 +124,104 @@ def load(name_or_path: str | Path, site: str | None = None) -> Autoencoder:
         if not path.is_dir():
             return _from_hub(name, site)
     return _from_folder(path, site)
+
+
+def listed(names: Sequence[str | Path], sites: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """What there is to `load` under some names: pairs of a name and a site.
+
+    Args:
+        names: as `load` takes them; a folder may also hold several dictionaries, or folders of them.
+        sites: only these; for names on the hub they must be given.
+
+    Raises:
+        ValueError: if a name holds none, or a site is no site or not there.
+    """
+    for site in sites:
+        place(site)
+    found = [pair for name in names for pair in _listed(str(name), sites)]
+    there = {site for _, site in found}
+    if absent := sorted(set(sites) - there):
+        raise ValueError(f"there is no dictionary of {absent[0]!r}, but of {', '.join(sorted(there))}")
+    return [(name, site) for name, site in found if site in sites or not sites]
+
+
+def _listed(name: str, sites: Sequence[str]) -> list[tuple[str, str]]:
+    path = Path(name).expanduser()
+    if name.startswith("bundled/"):
+        return [(name, load(name).site)]
+    if path.is_dir():
+        found = _inside(path)
+        if not found:
+            raise ValueError(
+                f"{path} holds no dictionary: expected SITE/cfg.json and sae.safetensors (sparsify), SITE such as "
+                "layers.3, or SITE/.../ae.pt (Marks et al.), SITE such as resid_out_layer3"
+            )
+        return found
+    if not sites:
+        raise ValueError(f"no folder {name!r}; if this is a name on the hub, name sites too, such as 'l3 residual'")
+    return [(name, site) for site in sites]
+
+
+def _inside(path: Path) -> list[tuple[str, str]]:
+    """Folders of dictionaries in a folder, or the folder itself, with their sites."""
+    names = {file.parent: _full(file).parts[-2] for depth in _DEPTHS[:3] for file in path.glob(f"{depth}cfg.json")}
+    names |= {file.parent: _full(file).parts[-3] for depth in _DEPTHS for file in path.glob(f"{depth}ae.pt")}
+    return [(str(folder), site) for folder, name in sorted(names.items()) if (site := _site_of(name))]
+
+
+_DEPTHS = ("", "*/", "*/*/", "*/*/*/")
+
+
+def _full(file: Path) -> Path:
+    return Path(os.path.abspath(file))
+
+
+def features(autoencoder: Autoencoder, model, windows: Windows) -> csr_array:
+    """Magnitudes of a dictionary's features at every position of the windows, one window after the other.
+
+    It takes the windows piece by piece, so that the activations of all of them need not fit into memory.
+
+    Args:
+        model: a `LanguageModel`, or its `Engine`. A dictionary whose card says so gets its weights shuffled.
+
+    Returns:
+        (windows x time, features).
+
+    Raises:
+        ValueError: if the model has no such site, or its activations are of another width.
+    """
+    check_fits(autoencoder, model)
+    engine = model if isinstance(model, Engine) else Engine.of(model)
+    engine = untrained(engine) if of_shuffled_weights(autoencoder) else engine
+    size = max(1, engine.tokens_per_pass // windows.length)
+    pieces = (activations(engine, windows.ids[i : i + size], autoencoder.site) for i in range(0, len(windows), size))
+    return csr_array(vstack([autoencoder.encode(x.reshape(-1, x.shape[-1])) for x in pieces], format="csr"))
+
+
+def of_shuffled_weights(autoencoder: Autoencoder) -> bool:
+    """Whether its card says that it is one of the bundled model with its weights shuffled, a control."""
+    return str(autoencoder.card.get("model", "")).endswith("its weights shuffled")
+
+
+def check_fits(autoencoder: Autoencoder, model) -> None:
+    """Whether a dictionary can read a model.
+
+    Raises:
+        ValueError: for a layer or a width that the model does not have, or a card that names other weights.
+    """
+    _, part = place(autoencoder.site, model.shape.layers)
+    width = model.shape.mlp if part == "neurons" else model.shape.width
+    if autoencoder.width != width:
+        raise ValueError(
+            f"the dictionary of {autoencoder.site!r} is for activations of width {autoencoder.width}, those of the "
+            f"model have {width}: it is another model's"
+        )
+    made_for, ours = autoencoder.card.get("model_hash"), getattr(model, "hash", None)
+    if made_for and ours and made_for != ours:
+        raise ValueError(
+            f"the dictionary of {autoencoder.site!r} was made for a model with hash {made_for[:12]}, not for this one, "
+            f"with hash {ours[:12]}"
+        )
 
 
 def _from_folder(path: Path, site: str | None) -> Autoencoder:

@@ -31,7 +31,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from .components import check
+from .components import check, size
 from .engine import Engine, groups
 from .plan import Plan, one_thread
 from .posterior import stable_seed
@@ -117,8 +117,7 @@ def random_directions(
     found = {}
     for name in components:
         generator = torch.Generator().manual_seed(stable_seed("directions", seed, name))
-        size = engine.group([name]).start[0].numel()
-        found[name] = torch.randn(count, size, generator=generator).to(engine.device)
+        found[name] = torch.randn(count, size(name, engine.shape), generator=generator).to(engine.device)
     return found
 
 
@@ -127,7 +126,7 @@ def _check_moves(engine: Engine, moves: Mapping[str, Tensor]) -> None:
         raise ValueError("there are no steps: give those of one component at least")
     for name, steps in moves.items():
         check(name, engine.shape)
-        parameters = engine.group([name]).start[0].numel()
+        parameters = size(name, engine.shape)
         if steps.ndim != 2 or steps.shape[1] != parameters or len(steps) == 0:
             raise ValueError(
                 f"steps of component {name!r} must have the shape (directions, {parameters}), got {tuple(steps.shape)}"

@@ -1,10 +1,11 @@
-"""The fast path: a GPT-NeoX whose weights move in one component at a time.
+"""The fast path: a model whose weights move in one component at a time.
 
 Moving one component leaves most of a forward pass as it was, and the engine computes only the rest:
 
-* GPT-NeoX adds attention and MLP to the same residual, so the residual after layer l is a constant plus the component:
-  ``x_{l+1} = rest + component(weights, x_l)``. What lies before the component is computed once for all windows; what
-  lies after it has frozen weights, so the streams of several components run through it as one batch.
+* A layer adds attention and MLP to the residual, so the residual after the component is a constant plus the component:
+  ``rest + component(weights, x)``. What lies before the component is computed once for all windows; what lies after it
+  has frozen weights, so the streams of several components run through it as one batch. (A GPT-NeoX adds both to the
+  same residual; in other families what a head adds passes through the MLP of its layer first.)
 * Only the component's slice of weights gets a gradient. Frozen layers pass one back to their input alone, by hand, a
   few windows at a time, so that what they keep for it stays in the cache (`layers.FrozenLayer`).
 * Cross-entropy, most of the cost of a small model, walks over blocks of tokens and vocabulary that fit the cache, and
@@ -16,17 +17,17 @@ or ``full`` alone. Its results do not depend on which process runs it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .components import EMBED, FULL, UNEMBED, Shape, blocks, check, gather, layer_of, split
-from .layers import FINAL_NORM, FrozenLayer, Rotary, activate, attend, forward, norm
+from .components import FULL, Heads, Shape, blocks, check, gather, head_blocks, layer_of, split
+from .layers import FrozenHalves, FrozenLayer, Rotary, attention_of, embed, forward, norm, retrace, some_heads, some_mlp
 from .models import LanguageModel
 from .posterior import Gradients, Settings, minibatches
 
@@ -146,22 +147,23 @@ class Engine:
 
     Args:
         shape: the architecture.
-        weights: every parameter by its transformers name (the unembedding as ``embed_out.weight``), float32.
+        weights: every parameter by its name (`components.tensors`), float32.
         tokens_per_pass: tokens that run through the frozen part at once; the default suits the device.
     """
 
     def __init__(self, shape: Shape, weights: Mapping[str, Tensor], *, tokens_per_pass: int | None = None):
         self.shape = shape
         self.weights = {name: tensor.detach() for name, tensor in weights.items()}
-        self.device = self.weights[EMBED].device
+        self.device = self.weights[shape.embed].device
         self.rotary = Rotary(shape, self.device)
-        self.layers = [FrozenLayer(self.weights, layer, shape, self.rotary) for layer in range(shape.layers)]
-        self.unembedding = _centred(self.weights[UNEMBED])
+        frozen = FrozenLayer if shape.family == "gpt_neox" and shape.parallel else FrozenHalves
+        self.layers = [frozen(self.weights, layer, shape, self.rotary) for layer in range(shape.layers)]
+        self.unembedding = _centred(self.weights[shape.unembed])
         self.tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS.get(self.device.type, 65_536)
 
     @classmethod
     def of(cls, model) -> Engine:
-        """The engine of a `LanguageModel`, or of a transformers GPT-NeoX."""
+        """The engine of a `LanguageModel`, or of a transformers model."""
         model = model if isinstance(model, LanguageModel) else LanguageModel(model)
         return cls(model.shape, model.weights)
 
@@ -169,13 +171,19 @@ class Engine:
         """Token ids on the engine's device, checked.
 
         Raises:
-            ValueError: for an empty set, windows of fewer than 2 tokens, or ids beyond the vocabulary.
+            ValueError: for an empty set, windows of fewer than 2 tokens or more than the model reads, or ids beyond the
+                vocabulary.
         """
         ids = torch.as_tensor(np.asarray(getattr(windows, "ids", windows)), dtype=torch.int64, device=self.device)
         if ids.ndim != 2 or len(ids) == 0:
             raise ValueError(f"token windows must be a non-empty (windows, length) array, got shape {tuple(ids.shape)}")
         if ids.shape[1] < 2:
             raise ValueError(f"windows must hold at least 2 tokens (a context and its next token), got {ids.shape[1]}")
+        if self.shape.longest and ids.shape[1] - 1 > self.shape.longest:
+            raise ValueError(
+                f"windows must hold at most {self.shape.longest + 1} tokens, got {ids.shape[1]}: "
+                f"the model reads {self.shape.longest} at once"
+            )
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.shape.vocabulary:
             raise ValueError(
@@ -186,14 +194,14 @@ class Engine:
 
     def residual(self, inputs: Int[Tensor, "windows time"], layer: int) -> Float[Tensor, "tokens width"]:
         """The residual before ``layer`` at w* (for ``layer == layers`` after the last, before the final norm)."""
-        x = F.embedding(inputs.flatten(), self.weights[EMBED])
+        x = embed(self.weights, self.shape, inputs).flatten(0, 1)
         for frozen in self.layers[:layer]:
             x, _ = frozen.forward(x, inputs.shape[1])
         return x
 
     def hidden(self, x: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens width"]:
         """What the unembedding reads, from the residual after the last layer."""
-        return norm(x, self.weights, FINAL_NORM, self.shape)
+        return norm(x, self.weights, self.shape.where.final_norm, self.shape)
 
     def finish(
         self, x: Float[Tensor, "tokens width"], layer: int, targets: Int[Tensor, "windows time"], gradient: bool = False
@@ -210,7 +218,7 @@ class Engine:
         if gradient:
             (slope,) = torch.autograd.grad(hidden, x, slope)
             for frozen in reversed(self.layers[layer:]):
-                slope = frozen.backward(slope, kept.pop())
+                slope = frozen.backward(slope, kept)
         return losses, slope
 
     @torch.no_grad()
@@ -247,6 +255,12 @@ def groups(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in found.values()]
 
 
+def _placed(piece: Tensor, whole: Tensor, start: int) -> Tensor:
+    """``whole`` with ``piece`` in its place: from ``start`` on along the one axis on which it is shorter, if any."""
+    axis = next((i for i, (a, b) in enumerate(zip(piece.shape, whole.shape, strict=True)) if a < b), None)
+    return piece if axis is None else torch.slice_scatter(whole, piece, axis, start, start + piece.shape[axis])
+
+
 # Groups of components ------------------------------------------------------------------------------------------------
 
 
@@ -259,9 +273,10 @@ class Cached:
 
     ids: Int[Tensor, "windows length"]
     residual: Float[Tensor, "windows time width"] | None = None
-    context: Float[Tensor, "windows time width"] | None = None
+    context: Float[Tensor, "windows time heads_dim"] | None = None
     """The heads' outputs before their projection."""
     after: Float[Tensor, "windows time width"] | None = None
+    """The residual after the layer, or, where its MLP reads it, after attention."""
 
     def take(self, rows) -> Cached:
         """Some of the windows."""
@@ -290,10 +305,15 @@ class Group:
         self.blocks = {name: blocks(name, engine.shape, parameters) for name in names}
         self.shapes = {name: [block.of(engine.weights).shape for block in owned] for name, owned in self.blocks.items()}
         owned = [block.parameter for block in self.blocks[names[0]]]
-        self.unembed = owned.index(UNEMBED) if UNEMBED in owned else None
-        own = {name: gather(engine.weights, self.blocks[name]) for name in dict.fromkeys(names)}
-        self.start = [own[name] for name in names]  # the chains of a team share theirs
-        """w* restricted to each component, flat."""
+        self.unembed = owned.index(engine.shape.unembed) if engine.shape.unembed in owned else None
+        if self.layer is not None:
+            self.attention = attention_of(engine.weights, engine.shape, self.layer)
+
+    @functools.cached_property
+    def start(self) -> list[Float[Tensor, " parameters"]]:
+        """w* restricted to each component, flat; the chains of a team share theirs."""
+        own = {name: gather(self.engine.weights, self.blocks[name]) for name in dict.fromkeys(self.names)}
+        return [own[name] for name in self.names]
 
     # What does not depend on the moving weights
 
@@ -313,7 +333,8 @@ class Group:
         if self.layer is None:
             return Cached(ids, unflat(engine.residual(inputs, engine.shape.layers)))
         x = engine.residual(inputs, self.layer)
-        after, context = engine.layers[self.layer].forward(x, inputs.shape[1])
+        frozen = engine.layers[self.layer]
+        after, context = (frozen.forward if engine.shape.parallel else frozen.attend)(x, inputs.shape[1])
         return Cached(ids, unflat(x), unflat(context), unflat(after))
 
     def _prepare(self, cached: Cached, rows) -> _Prepared:
@@ -325,20 +346,37 @@ class Group:
         x = cached.residual.flatten(0, 1)
         if self.layer is None:
             return _Prepared(cached.ids, {"unembed": self.engine.hidden(x)}, {})
-        frozen = self.engine.layers[self.layer]
+        shape, out = self.engine.shape, self.attention.out
         context, after = cached.context.flatten(0, 1), cached.after.flatten(0, 1)
-        plain = F.layer_norm(x, x.shape[-1:], eps=self.engine.shape.norm_epsilon)
-        normed = [torch.addcmul(offset, plain, gain) for gain, offset in frozen.norms]
+        before_attention, before_mlp = (shape.where.layer.format(self.layer) + name for name in shape.where.norms)
         entering, rest = {}, {}
         for name in dict.fromkeys(self.names):
             if name.endswith("mlp"):
-                entering[name] = normed[1]
-                rest[name] = (x + frozen.out_bias).addmm_(context, frozen.out.T)
+                rest[name] = out.onto(x, context, shape) if shape.parallel else after
+                entering[name] = norm(x if shape.parallel else after, self.engine.weights, before_mlp, shape)
             else:
-                columns = self.blocks[name][2].index[1]
-                entering[name] = normed[0]
-                rest[name] = torch.addmm(after, context[:, columns], frozen.out[:, columns].T, alpha=-1)
+                columns = self._heads(name).columns(shape)
+                own = out.weight[columns] if shape.where.transposed else out.weight[:, columns].T
+                rest[name] = torch.addmm(after, context[:, columns], own, alpha=-1)
+                entering[name] = norm(x, self.engine.weights, before_attention, shape)
         return _Prepared(cached.ids, entering, rest)
+
+    def _heads(self, name: str) -> Heads:
+        """The heads whose outputs depend on the component: where keys and values are shared, all that share them."""
+        shape = self.engine.shape
+        heads = Heads.of(name, shape)
+        return heads if shape.shared == 1 else Heads.sharing(heads.group, shape)
+
+    def _all_that_share(self, name: str, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Weights of all heads that share keys and values with a single one, from those of the one."""
+        shape = self.engine.shape
+        heads = self._heads(name)
+        if Heads.of(name, shape) == heads:
+            return pieces
+        prefix = shape.where.layer.format(self.layer)
+        whole = [block.of(self.engine.weights) for block in head_blocks(heads, shape, prefix)]
+        start = (Heads.of(name, shape).queries.start - heads.queries.start) * shape.head_dim
+        return [_placed(piece, within, start) for piece, within in zip(pieces, whole, strict=True)]
 
     # What does
 
@@ -347,19 +385,25 @@ class Group:
         engine, shape, inputs = self.engine, self.engine.shape, prepared.ids[:, :-1]
         if name == "unembed":
             return prepared.entering[name]
-        if name == "embed":
-            return F.embedding(inputs.flatten(), pieces[0])
-        if name == FULL:
-            weights = dict(zip(engine.weights, pieces, strict=True))
-            return forward(weights, shape, engine.rotary, inputs).flatten(0, 1)
+        if self.whole:
+            moved = dict(zip((block.parameter for block in self.blocks[name]), pieces, strict=True))
+            weights = engine.weights | moved
+            everywhere = self.unembed is not None  # with a tied embedding, also where ``embed`` moves
+            x = forward(weights, shape, engine.rotary, inputs) if everywhere else embed(weights, shape, inputs)
+            return x.flatten(0, 1)
         entering, rest = prepared.entering[name], prepared.rest[name]
         if name.endswith("mlp"):
-            up, up_bias, down, down_bias = pieces
-            inner = activate(shape, F.linear(entering, up, up_bias))
-            return torch.addmm(rest + down_bias, inner, down.T)
-        qkv, qkv_bias, out = pieces
-        context = attend(F.linear(entering, qkv, qkv_bias).view(*inputs.shape, -1), shape, engine.rotary)
-        return torch.addmm(rest, context.flatten(0, 1), out.T)
+            mlp = some_mlp(pieces, shape)
+            return mlp.down.onto(rest, mlp.neurons(entering, shape), shape)
+        heads = some_heads(self._all_that_share(name, pieces), shape, self.attention.norms)
+        context = heads.context(entering.view(*inputs.shape, -1), shape, engine.rotary)
+        return heads.out.onto(rest, context.flatten(0, 1), shape)
+
+    def _before_mlp(self, names: Sequence[str]) -> list[int]:
+        """Members that the MLP of their layer has yet to read: heads, unless the residuals are parallel."""
+        if self.engine.shape.parallel or self.layer is None:
+            return []
+        return [i for i, name in enumerate(names) if not name.endswith("mlp")]
 
     def _token_losses(
         self, flats: Sequence[Tensor], names: Sequence[str], prepared: _Prepared, into: Sequence[Tensor] | None = None
@@ -377,14 +421,32 @@ class Group:
             weight, weight_slope = pieces[0][self.unembed], slopes[0][self.unembed] if learn else None
             losses = _sweep(x, _centred(weight), targets.flatten(), slope=slope, weight_slope=weight_slope)
         else:
-            after = 0 if self.layer is None else self.layer + 1
-            losses, slope = self.engine.finish(x, after, targets.repeat(len(names), 1), gradient=learn)
+            losses, slope = self._finish(x.view(len(names), -1, x.shape[-1]), names, targets, gradient=learn)
         if learn and slope is not None:
             for output, own, totals, above in zip(outputs, leaves, slopes, slope.chunk(len(names)), strict=True):
                 found = torch.autograd.grad(output, own, above, allow_unused=True)
                 for total, part in zip(totals, found, strict=True):
                     total.add_(0 if part is None else part)
         return losses.view(len(names), -1)
+
+    def _finish(
+        self,
+        x: Float[Tensor, "members tokens width"],
+        names: Sequence[str],
+        targets: Int[Tensor, "windows time"],
+        gradient: bool,
+    ) -> tuple[Float[Tensor, " members_tokens"], Float[Tensor, "members_tokens width"] | None]:
+        """Losses of the members from their outputs on, through the frozen rest, and their gradient if asked."""
+        after = 0 if self.layer is None else self.layer + 1
+        early, kept = self._before_mlp(names), [] if gradient else None
+        if early:
+            read = self.engine.layers[self.layer].transform(x[early].flatten(0, 1), kept)
+            x[early] = read.view(len(early), *x.shape[1:])
+        losses, slope = self.engine.finish(x.flatten(0, 1), after, targets.repeat(len(names), 1), gradient)
+        if early and gradient:
+            above = slope.view(x.shape)
+            above[early] = retrace(above[early].flatten(0, 1), kept).view(len(early), *x.shape[1:])
+        return losses, slope
 
     def _passes(self, windows: int, time: int) -> Iterator[tuple[slice, list[list[int]]]]:
         """Slices of the windows, each with the members that go through together: at most `tokens_per_pass` tokens."""

@@ -18,6 +18,7 @@ Nothing here imports devinterp.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -150,7 +151,7 @@ def _order(name: str) -> tuple:
 
     layer = layer_of(name)
     if layer is not None:
-        return (1, layer, 0) if name.endswith("mlp") else (0, layer, int(name.split("h")[1]))
+        return (1, layer, 0) if name.endswith("mlp") else (0, layer, int(re.split("[hg]", name)[1]))
     rank = {"embed": 2, "unembed": 3, FULL: 5}.get(name, 4)
     return (rank, 0, 0) if rank != 4 else (4, name, 0)
 
@@ -255,6 +256,7 @@ def _token_coordinates(ids: list[ndarray], probes: tuple[str, ...], tokenizer) -
         "sequence": ("token", np.repeat(np.arange(sum(windows)), lengths)),
         "position": ("token", np.concatenate([np.arange(1, length + 1) for length in lengths])),
         "token_id": ("token", predicted),
+        "first_token": ("token", np.repeat(np.concatenate([part[:, 0] for part in ids]), lengths)),
         "text": ("token", np.array([text[int(i)] for i in predicted], dtype=object)),
         "domain": ("token", np.repeat(origin, lengths)),
         "document": ("token", np.repeat(document, lengths)),
@@ -376,8 +378,8 @@ def susceptibility_tree(result, first_tokens: Int[ndarray, " windows"] | None = 
     """A result of ours as the tree that ``devinterp.slt.susceptibilities`` returns: one observable for each domain.
 
     Args:
-        first_tokens: id of the first token of each window, in order of ``sequence``; a result does not have it, since
-            nothing predicts it. -1 by default.
+        first_tokens: id of the first token of each window, in order of ``sequence``, for a result that does not hold it
+            (an older one); -1 by default.
 
     Raises:
         ValueError: unless every window is whole, and there is one first token for each.
@@ -388,7 +390,9 @@ def susceptibility_tree(result, first_tokens: Int[ndarray, " windows"] | None = 
     windows, length = int(sequence.max()) + 1, int(position.max())
     if len(sequence) != windows * length or not np.array_equal(position, np.tile(np.arange(1, length + 1), windows)):
         raise ValueError(f"{len(sequence)} rows are not {windows} whole windows of {length} predictions each, in order")
-    first = np.full(windows, -1) if first_tokens is None else np.asarray(first_tokens)
+    if first_tokens is None:
+        first_tokens = result["first_token"].values[::length] if "first_token" in result else np.full(windows, -1)
+    first = np.asarray(first_tokens)
     if first.shape != (windows,):
         raise ValueError(f"{windows} windows need as many first tokens, got an array of shape {first.shape}")
     domains = result["domain"].values[::length].astype(str)

@@ -1,17 +1,22 @@
-"""The layers of a GPT-NeoX: written plainly, for weights that move, and frozen, with a backward pass by hand."""
+"""The layers of a model: written plainly, for weights that move, and frozen.
+
+Frozen layers of a GPT-NeoX have a backward pass by hand (`FrozenLayer`), those of other families leave it to autograd
+(`FrozenHalves`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .components import EMBED, Shape
+from .components import ACTIVATIONS, HEAD_NORMS, Scaling, Shape
 
-FINAL_NORM = "gpt_neox.final_layer_norm"
 aten = torch.ops.aten
 
 
@@ -29,6 +34,8 @@ class Rotary:
         self.dims, self.device = shape.rotary, device
         exponents = torch.arange(0, self.dims, 2, dtype=torch.float32, device=device) / max(self.dims, 1)
         self.frequencies = 1.0 / shape.rotary_base**exponents
+        if shape.scaling:
+            self.frequencies = stretched(self.frequencies, shape.scaling)
         self.length = 0
 
     def turns(self, time: int) -> Tensor:
@@ -39,6 +46,8 @@ class Rotary:
         return self.table[:time]
 
     def __call__(self, x: Float[Tensor, "windows time vectors dim"]) -> Tensor:
+        if not self.dims:
+            return x
         turns = self.turns(x.shape[1])[:, None]
         first, second, kept = x.split([self.dims // 2, self.dims // 2, x.shape[-1] - self.dims], dim=-1)
         turned = torch.complex(first, second) * turns
@@ -61,47 +70,205 @@ class Rotary:
         return torch.cat([turned, torch.arange(self.dims, dim)]).to(self.device)
 
 
+def stretched(frequencies: Float[Tensor, " pairs"], scaling: Scaling) -> Float[Tensor, " pairs"]:
+    """Llama 3's frequencies: slow ones by a factor lower, fast ones as they are, those between in between."""
+    turns = scaling.context * frequencies / (2 * math.pi)  # within the context that the model was first trained on
+    kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
 def activate(shape: Shape, x: Tensor) -> Tensor:
     """The MLP's activation."""
+    kind = ACTIVATIONS[shape.activation]
+    if kind in ("silu", "relu"):
+        return getattr(F, kind)(x)
     return F.gelu(x, approximate=_approximation(shape))
 
 
 def _approximation(shape: Shape) -> str:
-    return "none" if shape.activation == "gelu" else "tanh"
-
-
-def attend(
-    qkv: Float[Tensor, "windows time joined"], shape: Shape, rotary: Rotary
-) -> Float[Tensor, "windows time heads_dim"]:
-    """Causal attention of however many heads ``qkv`` holds; each head's query, key and value stand side by side."""
-    windows, time, _ = qkv.shape
-    qkv = qkv.view(windows, time, -1, shape.head_dim)
-    turned = rotary(qkv).unflatten(2, (-1, 3))
-    q, k, v = turned[..., 0, :], turned[..., 1, :], qkv.unflatten(2, (-1, 3))[..., 2, :]
-    context = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True)
-    return context.transpose(1, 2).reshape(windows, time, -1)
+    return "tanh" if ACTIVATIONS[shape.activation] == "gelu_tanh" else "none"
 
 
 def norm(x: Tensor, weights: Mapping[str, Tensor], name: str, shape: Shape) -> Tensor:
-    """The layer norm called ``name``."""
+    """The norm called ``name``."""
+    if shape.rms:
+        return F.rms_norm(x, x.shape[-1:], weights[f"{name}.weight"], shape.norm_epsilon)
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], shape.norm_epsilon)
+
+
+def embed(
+    weights: Mapping[str, Tensor], shape: Shape, ids: Int[Tensor, "windows time"]
+) -> Float[Tensor, "windows time width"]:
+    """The residual before the first layer: token embeddings, and those of positions where they are learned."""
+    x = F.embedding(ids, weights[shape.embed])
+    if shape.where.positions:
+        x = x + weights[shape.where.positions][: ids.shape[1]]
+    return x
+
+
+class Linear(NamedTuple):
+    """A matrix in the orientation of its family, and its bias if it has one."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, shape: Shape) -> Tensor:
+        return F.linear(x, self.weight.T if shape.where.transposed else self.weight, self.bias)
+
+    def onto(self, rest: Float[Tensor, "tokens outputs"], x: Float[Tensor, "tokens inputs"], shape: Shape) -> Tensor:
+        """``rest`` and the image of x."""
+        rest = rest if self.bias is None else rest + self.bias
+        return torch.addmm(rest, x, self.weight if shape.where.transposed else self.weight.T)
+
+
+class Attention(NamedTuple):
+    """The attention weights of some heads, or of all."""
+
+    inputs: tuple[Linear, ...]
+    """Queries, keys and values: one matrix if they are interleaved, else three."""
+    out: Linear
+    norms: tuple[Tensor, ...] = ()
+    """Of queries and of keys, where they have any."""
+
+    def context(
+        self, x: Float[Tensor, "windows time width"], shape: Shape, rotary: Rotary
+    ) -> Float[Tensor, "windows time heads_dim"]:
+        """Outputs of the heads, before their projection, from what attention reads."""
+        parts = [part(x, shape).unflatten(-1, (-1, shape.head_dim)) for part in self.inputs]
+        if len(parts) == 1:
+            parts = parts[0].unflatten(2, (-1, 3)).unbind(3)
+        q, k, v = parts
+        if self.norms:
+            q, k = (
+                F.rms_norm(y, y.shape[-1:], gain, shape.norm_epsilon)
+                for y, gain in zip((q, k), self.norms, strict=True)
+            )
+        q, k, v = (y.transpose(1, 2) for y in (rotary(q), rotary(k), v))
+        shared = q.shape[1] != k.shape[1]
+        context = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
+        return context.transpose(1, 2).flatten(2)
+
+
+class MLP(NamedTuple):
+    """The weights of an MLP."""
+
+    up: tuple[Linear, ...]
+    """With that of the gate before it if there is one."""
+    down: Linear
+
+    def neurons(self, x: Tensor, shape: Shape) -> Tensor:
+        """The inner activations."""
+        first, *rest = (part(x, shape) for part in self.up)
+        inner = activate(shape, first)
+        return inner * rest[0] if rest else inner
+
+    def __call__(self, x: Tensor, shape: Shape) -> Tensor:
+        return self.down(self.neurons(x, shape), shape)
+
+
+def attention_of(weights: Mapping[str, Tensor], shape: Shape, layer: int) -> Attention:
+    """The attention of a layer."""
+    where, prefix = shape.where, shape.where.layer.format(layer)
+    linear = [_linear(weights, prefix + name) for name in (*where.attention, where.out)]
+    norms = tuple(weights[f"{prefix}{name}.weight"] for name in HEAD_NORMS) if shape.head_norms else ()
+    if where.fused == "concatenated":
+        fused, out = linear
+        matrices = fused.weight.chunk(3, dim=1 if where.transposed else 0)
+        biases = (None,) * 3 if fused.bias is None else fused.bias.chunk(3)
+        linear = [*map(Linear, matrices, biases), out]
+    return Attention(tuple(linear[:-1]), linear[-1], norms)
+
+
+def mlp_of(weights: Mapping[str, Tensor], shape: Shape, layer: int) -> MLP:
+    """The MLP of a layer."""
+    where, prefix = shape.where, shape.where.layer.format(layer)
+    return MLP(tuple(_linear(weights, prefix + name) for name in where.up), _linear(weights, prefix + where.down))
+
+
+def _linear(weights: Mapping[str, Tensor], name: str) -> Linear:
+    return Linear(weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+
+
+def some_heads(pieces: Sequence[Tensor], shape: Shape, norms: tuple[Tensor, ...] = ()) -> Attention:
+    """The attention of a component from its blocks (`components.blocks`); without the bias of the projection."""
+    *inputs, out = pieces
+    count = 1 if shape.where.fused == "interleaved" else 3
+    biases = inputs[count:] or [None] * count
+    return Attention(tuple(map(Linear, inputs[:count], biases)), Linear(out, None), norms)
+
+
+def some_mlp(pieces: Sequence[Tensor], shape: Shape) -> MLP:
+    """The MLP from its blocks."""
+    biased = "mlp" in shape.biases
+    parts = zip(pieces[::2], pieces[1::2], strict=True) if biased else ((piece, None) for piece in pieces)
+    *up, down = (Linear(*part) for part in parts)
+    return MLP(tuple(up), down)
 
 
 def forward(
     weights: Mapping[str, Tensor], shape: Shape, rotary: Rotary, ids: Int[Tensor, "windows time"]
 ) -> Float[Tensor, "windows time width"]:
-    """Final hidden states of a GPT-NeoX, written plainly: any weight may carry a gradient."""
-    x = F.embedding(ids, weights[EMBED])
+    """Final hidden states of a model, written plainly: any weight may carry a gradient."""
+    x = embed(weights, shape, ids)
     for layer in range(shape.layers):
-        name = f"gpt_neox.layers.{layer}"
-        linear = lambda x, part, name=name: F.linear(  # noqa: E731
-            x, weights[f"{name}.{part}.weight"], weights[f"{name}.{part}.bias"]
-        )
-        qkv = linear(norm(x, weights, f"{name}.input_layernorm", shape), "attention.query_key_value")
-        inner = linear(norm(x, weights, f"{name}.post_attention_layernorm", shape), "mlp.dense_h_to_4h")
-        attention = linear(attend(qkv, shape, rotary), "attention.dense")
-        x = x + attention + linear(activate(shape, inner), "mlp.dense_4h_to_h")
-    return norm(x, weights, FINAL_NORM, shape)
+        before_attention, before_mlp = (shape.where.layer.format(layer) + name for name in shape.where.norms)
+        attention, mlp = attention_of(weights, shape, layer), mlp_of(weights, shape, layer)
+        y = x + attention.out(attention.context(norm(x, weights, before_attention, shape), shape, rotary), shape)
+        x = y + mlp(norm(x if shape.parallel else y, weights, before_mlp, shape), shape)
+    return norm(x, weights, shape.where.final_norm, shape)
+
+
+class FrozenHalves:
+    """A frozen layer whose MLP reads the residual after attention; only the residual gets a gradient."""
+
+    def __init__(self, weights: Mapping[str, Tensor], layer: int, shape: Shape, rotary: Rotary):
+        self.weights, self.shape, self.rotary = weights, shape, rotary
+        self.norms = [shape.where.layer.format(layer) + name for name in shape.where.norms]
+        self.attention, self.mlp = attention_of(weights, shape, layer), mlp_of(weights, shape, layer)
+
+    def entering(self, x: Tensor, half: int) -> Tensor:
+        """What attention (0) or the MLP (1) reads."""
+        return norm(x, self.weights, self.norms[half], self.shape)
+
+    def attend(self, x: Float[Tensor, "tokens width"], time: int) -> tuple[Tensor, Float[Tensor, "tokens heads_dim"]]:
+        """The residual after attention, and the heads' outputs before their projection."""
+        windows = self.entering(x, 0).view(-1, time, x.shape[-1])
+        context = self.attention.context(windows, self.shape, self.rotary).flatten(0, 1)
+        return x + self.attention.out(context, self.shape), context
+
+    def transform(self, x: Float[Tensor, "tokens width"], kept: list | None = None) -> Float[Tensor, "tokens width"]:
+        """From the residual after attention to that after the layer."""
+        return _remember(lambda x: x + self.mlp(self.entering(x, 1), self.shape), x, kept)
+
+    def forward(
+        self, x: Float[Tensor, "tokens width"], time: int, kept: list | None = None
+    ) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens heads_dim"]]:
+        """The residual after the layer, and the heads' outputs; appends to ``kept`` what `backward` needs."""
+        if kept is None:
+            after, context = self.attend(x, time)
+            return self.transform(after), context
+        return self.transform(_remember(lambda x: self.attend(x, time)[0], x, kept), kept), None
+
+    def backward(self, slope: Float[Tensor, "tokens width"], kept: list) -> Float[Tensor, "tokens width"]:
+        """From the gradient with respect to the residual after the layer, that with respect to the one before it."""
+        return retrace(retrace(slope, kept), kept)
+
+
+def _remember(run: Callable[[Tensor], Tensor], x: Tensor, kept: list | None) -> Tensor:
+    """``run(x)``; with ``kept``, the graph from x to the result is kept there."""
+    if kept is None:
+        return run(x)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        after = run(x)
+    kept.append((x, after))
+    return after.detach()
+
+
+def retrace(slope: Tensor, kept: list) -> Tensor:
+    """The way back through what was kept last."""
+    x, after = kept.pop()
+    return torch.autograd.grad(after, x, slope)[0]
 
 
 class FrozenLayer:
@@ -114,12 +281,10 @@ class FrozenLayer:
     def __init__(self, weights: Mapping[str, Tensor], layer: int, shape: Shape, rotary: Rotary):
         own = lambda part: weights[f"gpt_neox.layers.{layer}.{part}"]  # noqa: E731
         self.shape, self.rotary = shape, rotary
-        self.norms = [
-            (own(f"{name}.weight"), own(f"{name}.bias")) for name in ("input_layernorm", "post_attention_layernorm")
-        ]
+        norms = [(own(f"{name}.weight"), own(f"{name}.bias")) for name in shape.where.norms]
         (qkv, qkv_bias), (self.up, self.up_bias) = (
             (own(f"{part}.weight") * gain, own(f"{part}.bias") + own(f"{part}.weight") @ offset)
-            for part, (gain, offset) in zip(("attention.query_key_value", "mlp.dense_h_to_4h"), self.norms, strict=True)
+            for part, (gain, offset) in zip(("attention.query_key_value", "mlp.dense_h_to_4h"), norms, strict=True)
         )
         rows = torch.arange(3 * shape.width, device=qkv.device).view(shape.heads, 3, shape.head_dim).transpose(0, 1)
         rows = torch.cat([rows[:2][..., rotary.paired(shape.head_dim)], rows[2:]])  # (3, heads, dim)
@@ -155,9 +320,9 @@ class FrozenLayer:
         after = (x + (self.out_bias + self.down_bias)).addmm_(context, self.out.T)
         return after.addmm_(activate(self.shape, inner), self.down.T), context
 
-    def backward(self, slope: Float[Tensor, "tokens width"], kept: tuple) -> Float[Tensor, "tokens width"]:
+    def backward(self, slope: Float[Tensor, "tokens width"], kept: list) -> Float[Tensor, "tokens width"]:
         """From the gradient with respect to the residual after the layer, that with respect to the one before it."""
-        x, mean, scale, inner, q, k, v, attention, context = kept
+        x, mean, scale, inner, q, k, v, attention, context = kept.pop()
         heads, time, dim = self.shape.heads, *q.shape[1:]
 
         def by_head(y: Tensor) -> Tensor:

@@ -6,14 +6,18 @@ precision, recall, F1 and average precision for every pair; the best pair of eac
 shuffle the labels of tokens. The plain one shuffles all of them. The other shuffles them only among occurrences of the
 same token, so it keeps whatever a cluster and a feature agree on because both know the token.
 
-All counts are sparse products: a pair costs something only if it shares a token.
+All counts are sparse products: a pair costs something only if it shares a token. `spectro match` does all this for the
+clusters of a run: `compare`, `together`, and the file that they are kept in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +29,10 @@ from .rules import NORMAL, Estimate, wilson
 
 Score = Literal["f1", "average_precision"]
 SCORES = ("f1", "average_precision")
+NULLS = ("any token", "same token")
+"""Among which tokens the labels are shuffled."""
+FORMAT = 1
+"""Of matches.json."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +126,7 @@ def match(
             finite; an unknown score; fewer than one permutation.
     """
     labels, activations, keep = _checked(clusters, activations, keep)
-    if score not in SCORES:
-        raise ValueError(f"score must be one of {SCORES}, got {score!r}")
-    if permutations < 1:
-        raise ValueError(f"permutations must be at least 1, got {permutations}")
+    check(score, permutations)
     active = _ones(activations)
     counts, sizes = np.diff(active.tocsc().indptr).astype(np.int64), np.bincount(labels[labels >= 0])
     ranked = _Ranking(activations)
@@ -133,11 +138,64 @@ def match(
         shared = _shared(shuffled, active, len(sizes))
         values = _f1(shared, sizes, counts) if score == "f1" else ranked.average_precision(shuffled, shared, sizes)
         row[:] = _row_maximum(values, shared.indptr)
+    return _against(null, pairs, sizes, counts, score)
+
+
+def check(score: str, permutations: int) -> None:
+    """Whether `match` knows the score, and has something to compare with.
+
+    Raises:
+        ValueError: if not.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {SCORES}, got {score!r}")
+    if permutations < 1:
+        raise ValueError(f"permutations must be at least 1, got {permutations}")
+
+
+def compare(clusters, activations, token: Int[ndarray, " tokens"], **options) -> dict[str, Matches]:
+    """`match` against both nulls, by their names in `NULLS`.
+
+    Args:
+        token: the token ids, which the second null keeps.
+        options: of `match`.
+    """
+    kept = zip(NULLS, (None, np.asarray(token)), strict=True)
+    return {null: match(clusters, activations, keep=keep, **options) for null, keep in kept}
+
+
+def together(found: Sequence[Matches], score: Score = "f1") -> Matches:
+    """What `match` finds with the features of several dictionaries side by side, from what it found with each.
+
+    So the best feature is the best of all dictionaries, in the shuffles as in the measured labels, and the rates of
+    false discovery hold for all of them at once.
+
+    Args:
+        found: of the same clusters, nulls, seeds and score.
+
+    Raises:
+        ValueError: for other clusters, or another number of shuffles.
+    """
+    first = found[0]
+    if any(not np.array_equal(m.sizes, first.sizes) or m.null.shape != first.null.shape for m in found):
+        raise ValueError("only matches of the same clusters, with as many shuffles, go together")
+    begins = np.cumsum([0, *(len(m.active) for m in found)])
+    fields = {name: np.concatenate([getattr(m.pairs, name) for m in found]) for name in vars(first.pairs)}
+    fields["feature"] = np.concatenate([m.pairs.feature + begin for m, begin in zip(found, begins, strict=False)])
+    fields["q"] = false_discovery(np.exp(fields["log_p"]), tests=len(first.sizes) * int(begins[-1]))
+    order = np.lexsort((fields["feature"], fields["cluster"]))
+    pairs = Pairs(**{name: values[order] for name, values in fields.items()})
+    active, null = np.concatenate([m.active for m in found]), np.max([m.null for m in found], axis=0)
+    return _against(null, pairs, first.sizes, active, score)
+
+
+def _against(null, pairs: Pairs, sizes, active, score: Score) -> Matches:
+    """The best pair of each cluster, and how many shuffles do as well."""
     values = getattr(pairs, score)
     best = _row_argmax(values, np.searchsorted(pairs.cluster, np.arange(len(sizes) + 1)))
     top = np.where(best >= 0, values[best] if len(values) else 0.0, 0.0)
-    p = (1 + (null >= top - 1e-12).sum(axis=0)) / (permutations + 1)
-    return Matches(pairs, sizes, counts, best, top, null, p, false_discovery(p))
+    p = (1 + (null >= top - 1e-12).sum(axis=0)) / (len(null) + 1)
+    return Matches(pairs, sizes, active, best, top, null, p, false_discovery(p))
 
 
 def _checked(clusters, activations, keep) -> tuple[ndarray, csr_array, ndarray]:
@@ -330,6 +388,122 @@ def rate_difference(one: Bool[ndarray, " clusters"], other: Bool[ndarray, " clus
     n, gained, lost = one.size + 2, (one & ~other).sum() + 0.5, (other & ~one).sum() + 0.5
     centre, half = (gained - lost) / n, NORMAL * np.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
     return Estimate(float(one.mean() - other.mean()), max(-1.0, float(centre - half)), min(1.0, float(centre + half)))
+
+
+# On disk -------------------------------------------------------------------------------------------------------------
+
+THRESHOLDS = (0.2, 0.5)
+"""Of the score, to quote; the curve in the file has all."""
+LEVEL = 0.05
+"""Rate of false discoveries."""
+
+
+def summary(found: Mapping[str, Matches]) -> dict:
+    """What `compare` found, in numbers that JSON has: rates at two thresholds, and how many clusters beat chance.
+
+    ``best``: clusters whose best feature beats the best of the shuffles (`Matches.matched`). ``any``: clusters with any
+    pair that shares more tokens than shuffles would (`Matches.beyond`). Both at a false-discovery rate of 5 %.
+    """
+    first = found[NULLS[0]]
+    rates = match_rate(first.score, THRESHOLDS)
+    return {
+        "clusters": len(first.sizes),
+        "features": len(first.active),
+        "silent": int((first.active == 0).sum()),
+        "score": float(np.median(first.score)),
+        "rates": [
+            {
+                "threshold": threshold,
+                "rate": float(rate),
+                "interval": [float(low), float(high)],
+                "chance": {null: _chance(m, threshold) for null, m in found.items()},
+            }
+            for threshold, rate, low, high in zip(*rates, strict=True)
+        ],
+        "beat_chance": {
+            null: {"best": int(m.matched(level=LEVEL).sum()), "any": int(m.beyond(LEVEL).sum())}
+            for null, m in found.items()
+        },
+    }
+
+
+def _chance(found: Matches, threshold: float) -> dict[str, float]:
+    """The share of clusters that reach a threshold after a shuffle: its mean, and how often it is the measured one."""
+    shuffled, measured = (found.null >= threshold).mean(axis=1), (found.score >= threshold).mean()
+    p = (1 + (shuffled >= measured - 1e-12).sum()) / (1 + len(shuffled))
+    return {"rate": float(shuffled.mean()), "p": float(p)}
+
+
+def columns(found: Mapping[str, Matches]) -> dict:
+    """What `compare` found, cluster by cluster, and the curve of the rate: columns of numbers that JSON has.
+
+    For each cluster its best feature, and, for each null, the pair that shares more tokens than the null explains with
+    the least p-value. -1 where there is no such feature.
+    """
+    first = found[NULLS[0]]
+    some, best = first.best >= 0, np.maximum(first.best, 0)
+    pick = lambda values, none: np.where(some, values[best] if len(values) else none, none).tolist()  # noqa: E731
+    pairs, grid = first.pairs, np.linspace(0, 1, 101)
+    names = ("precision", "recall", "f1", "average_precision")
+    return {
+        "cluster": list(range(len(first.sizes))),
+        "size": first.sizes.tolist(),
+        "feature": pick(pairs.feature, -1),
+        "shared": pick(pairs.shared, 0),
+        **{name: pick(getattr(pairs, name), 0.0) for name in names},
+        "p": {null: m.p.tolist() for null, m in found.items()},
+        "q": {null: m.q.tolist() for null, m in found.items()},
+        "sharpest": {null: _sharpest(m) for null, m in found.items()},
+        "active": first.active.tolist(),
+        "curve": {
+            "threshold": grid.tolist(),
+            "rate": match_rate(first.score, grid).rate.tolist(),
+            "chance": {null: [float((m.null >= t).mean()) for t in grid] for null, m in found.items()},
+        },
+    }
+
+
+def _sharpest(found: Matches) -> dict[str, list]:
+    """The pair of each cluster with the least p-value: its feature and its q-value."""
+    starts = np.searchsorted(found.pairs.cluster, np.arange(len(found.sizes) + 1))
+    least = _row_argmax(-found.pairs.log_p, starts)
+    take = lambda values, none: [none if i < 0 else values[i].item() for i in least]  # noqa: E731
+    return {"feature": take(found.pairs.feature, -1), "q": take(found.pairs.q, 1.0)}
+
+
+def save_matches(matches: Sequence[Mapping], folder: str | Path, about: Mapping) -> Path:
+    """Write matches.json, whole or not at all: ``about`` the comparison, and a table of columns for each dictionary.
+
+    Raises:
+        ValueError: if the folder cannot be written.
+    """
+    file = Path(folder) / "matches.json"
+    content = {"format": FORMAT, "about": dict(about), "matches": list(matches)}
+    try:
+        temporary = file.with_suffix(".json.part")
+        temporary.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, file)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
+    return file
+
+
+def open_matches(folder: str | Path) -> dict:
+    """What `save_matches` wrote: ``about``, and ``matches``.
+
+    Raises:
+        ValueError: if there is none, or the file is damaged or of another format.
+    """
+    file = Path(folder) / "matches.json"
+    if not file.exists():
+        raise ValueError(f"{folder} holds no matches (no matches.json): run `spectro match {folder}`")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']} instead of {FORMAT}")
+        return {name: content[name] for name in ("about", "matches")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): run `spectro match {folder}` again") from error
 
 
 # Rankings ------------------------------------------------------------------------------------------------------------

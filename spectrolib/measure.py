@@ -1,19 +1,23 @@
 """The main job: from a plan to the susceptibility of every probe token for every component.
 
-A `Plan` falls into tasks: a group of components that share a prefix (`engine.groups`) times a chain. A task's result
-depends on the plan alone, so tasks can run anywhere, in any order; their sums are merged in one fixed order, and the
-result is the same to the last bit for any number of workers and any number of interruptions.
+A `Plan` falls into tasks: a group of components that share a prefix (`engine.groups`) times a chain times a shard of
+the probe windows. A task's result depends on the plan alone, so tasks can run anywhere, in any order; their sums are
+merged in one fixed order, and the result is the same to the last bit for any number of workers, of shards and of
+interruptions.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future, as_completed
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy import ndarray
 
@@ -21,18 +25,27 @@ from . import estimator
 from .components import FULL
 from .corpus import Windows
 from .engine import Engine
-from .estimator import ESTIMATORS, CovarianceSums
+from .estimator import ESTIMATORS, CovarianceSums, Estimator
 from .models import LanguageModel
 from .plan import Plan, Task, one_thread
-from .store import ComponentRecord, RunFolder, open_result
-from .workers import Advance, Job, check_executor, open_executor, show_progress, work
+from .scale import SUM_BYTES, within
+from .store import RunFolder, TaskFile, joined, open_result, read_manifest
+from .workers import Advance, Job, check_executor, open_executor, show_progress
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended without a word."""
+    """A worker process ended without a word, or what sends it work did."""
 
 
-def measure(plan: Plan, out: str | Path, *, executor="local", workers: int | None = None, progress: bool = True):
+def measure(
+    plan: Plan,
+    out: str | Path,
+    *,
+    executor="local",
+    workers: int | None = None,
+    memory: float | None = None,
+    progress: bool = True,
+):
     """Carry out a plan, or what is left of it, and return its result.
 
     A script that calls this needs the guard ``if __name__ == "__main__":``, as all scripts do that start processes.
@@ -43,19 +56,23 @@ def measure(plan: Plan, out: str | Path, *, executor="local", workers: int | Non
         executor: "local" (processes of this machine), a `concurrent.futures.Executor`, or a Dask client or the address
             of its scheduler. Workers of other machines must see the model's folder under the same path.
         workers: processes of the local executor; by default as many as there are cores, or one on a GPU.
+        memory: bytes that a worker may need, as counted by `spectrolib.scale.memory`; see `fitted`.
         progress: whether to show progress: a bar in a terminal, else a line for each finished task.
 
     Returns:
         The result as an `xarray.Dataset` (`assemble` says what it holds), as it lies in ``out/result.zarr``.
 
     Raises:
-        ValueError: if the folder belongs to another plan or cannot be written, or executor or workers make no sense.
+        ValueError: if the folder belongs to another plan or cannot be written, if executor or workers make no sense, or
+            if the smallest shards need more than ``memory``.
         ChainError: if a chain leaves the neighbourhood of w*; what other tasks finished is kept.
-        WorkerDied: if a process was killed from outside, for lack of memory for example.
+        WorkerDied: if a process was killed from outside, for lack of memory for example, or a cluster's scheduler is
+            lost.
     """
     check_executor(executor, workers)
+    plan = fitted(plan, out, memory)
     run = RunFolder(out, plan.manifest())
-    left = [task for task in plan.tasks if not run.has(task.name)]
+    left = plan.left(run.finished())
     if left:
         job = Job(
             folder=_folder(plan.model, run),
@@ -65,15 +82,39 @@ def measure(plan: Plan, out: str | Path, *, executor="local", workers: int | Non
             probe=plan.probe.ids,
             settings=plan.settings,
             blocks=plan.blocks,
+            tokens_per_pass=plan.tokens_per_pass,
         )
         with (
             show_progress(plan, left, progress) as advance,
-            open_executor(executor, workers, job, left, advance) as (pool, sent),
+            open_executor(executor, workers, job, run.path.resolve() / "tasks", left, advance) as submit,
         ):
-            _run_all(pool, sent, left, run, advance)
+            _run_all(submit, left, run, advance)
     if left or not run.result_path.exists():
-        run.save_result(assemble(plan, {task: run.load_task(task.name) for task in plan.tasks}))
+        run.save_result(assemble(plan, run))
     return open_result(out)
+
+
+CARD_SHARE = 0.9
+"""Of a graphics card's memory, what the count may fill: it is good to a factor, and torch keeps some for itself."""
+
+
+def fitted(plan: Plan, out: str | Path, memory: float | None = None) -> Plan:
+    """The plan in as many shards, and with passes as short, as a worker's memory asks for.
+
+    Passes are shortened on a graphics card above all. A run that has begun keeps its own: they decide the last bits.
+
+    Args:
+        memory: bytes; by default no limit, or nine tenths of the graphics card that the model is on.
+
+    Raises:
+        ValueError: if the smallest shards need more.
+    """
+    begun = (Path(out) / "manifest.json").exists()
+    if begun and plan.tokens_per_pass is None:
+        plan = replace(plan, tokens_per_pass=read_manifest(out).get("machine", {}).get("tokens_per_pass"))
+    if memory is None and plan.model.device.type == "cuda":
+        memory = CARD_SHARE * torch.cuda.get_device_properties(plan.model.device).total_memory
+    return plan if memory is None else within(plan, memory, keep_passes=begun)
 
 
 def _folder(model: LanguageModel, run: RunFolder) -> str:
@@ -83,28 +124,52 @@ def _folder(model: LanguageModel, run: RunFolder) -> str:
     return str(run.save_model(model.config, model.weights))
 
 
-def _run_all(pool: Executor, job, tasks: list[Task], run: RunFolder, advance: Advance) -> None:
-    futures: dict[Future, Task] = {pool.submit(work, job, task): task for task in tasks}
+def _run_all(submit: Callable[[Task], Future], tasks: list[Task], run: RunFolder, advance: Advance) -> None:
+    futures: dict[Future, Task] = {}
     try:
+        futures |= {submit(task): task for task in tasks}
         for future in as_completed(futures):
-            run.save_task(futures[future].name, future.result())
+            _keep(run, futures[future], future)
             advance.finished(futures[future])
-    except BrokenProcessPool as error:
-        raise WorkerDied(
-            "a worker process died. Was there too little memory? Use fewer workers. Is this a script? It needs the "
-            'guard if __name__ == "__main__". Finished tasks are kept: the same call goes on'
-        ) from error
+    except Exception as error:
+        death = _death(error)
+        if death is None:
+            raise
+        raise WorkerDied(f"{death}. Finished tasks are kept: the same call goes on") from error
     finally:
         for future, task in futures.items():  # where one failed, others may have just finished
             if not future.cancel() and future.done() and not future.exception() and not run.has(task.name):
-                run.save_task(task.name, future.result())
+                _keep(run, task, future)
+
+
+def _keep(run: RunFolder, task: Task, future: Future) -> None:
+    records = future.result()
+    if records is not None:  # else a local worker wrote them
+        run.save_task(task.name, records)
+
+
+def _death(error: Exception) -> str | None:
+    """What an error says of a worker or a scheduler that is gone; None of another error."""
+    if isinstance(error, BrokenProcessPool):
+        return (
+            "a worker process died. Was there too little memory? Use fewer workers, or --memory. Is this a script? It "
+            'needs the guard if __name__ == "__main__"'
+        )
+    kind = type(error).__name__ if type(error).__module__.startswith("distributed") else ""
+    if kind == "KilledWorker":
+        return "workers of the Dask cluster died again and again at one task. Was there too little memory? Use --memory"
+    if isinstance(error, CancelledError) or kind in ("CommClosedError", "FutureCancelledError"):
+        return "the Dask scheduler, or the connection to it, is lost"
+    return None
 
 
 # The result ----------------------------------------------------------------------------------------------------------
 
 
-def assemble(plan: Plan, records: Mapping[Task, Mapping[str, ComponentRecord]]):
+def assemble(plan: Plan, run: RunFolder):
     """The labelled result of all tasks, as an `xarray.Dataset`.
+
+    Partial sums are read a few tokens at a time, so that this needs little more memory than the result itself.
 
     Dimensions: ``token`` (every probe token but the first of each window), ``component``, ``sampled`` (the components
     and ``full``), ``chain``, ``draw``, ``half`` (chains of even and of odd number), ``block`` (draws so far).
@@ -126,50 +191,41 @@ def assemble(plan: Plan, records: Mapping[Task, Mapping[str, ComponentRecord]]):
     """
     import xarray as xr
 
-    settings, chains = plan.settings, range(plan.settings.chains)
-    task_of = {name: task.components for task in plan.tasks for name in task.components}
-    record = {(name, k): records[Task(task_of[name], k)][name] for name in task_of for k in chains}
-
-    def pooled(name: str, k: int, blocks: int = plan.blocks) -> CovarianceSums:
-        return estimator.merge_all(record[name, k].sums[:blocks])
-
-    full = [pooled(FULL, k) for k in chains]
-    columns = {name: [pooled(name, k) for k in chains] for name in plan.components}
-    terms = {
-        name: estimator.terms(estimator.merge_all(sums), estimator.merge_all(full)) for name, sums in columns.items()
-    }
-
-    def table(of: Callable[[str], ndarray]) -> tuple[tuple[str, str], ndarray]:
-        return ("token", "component"), np.stack([of(name) for name in plan.components], axis=1)
-
-    sampled = [*plan.components, FULL]
+    settings, names, sampled = plan.settings, list(plan.components), [*plan.components, FULL]
+    tokens, chains, halves = plan.probe.ids[:, 1:].size, range(settings.chains), settings.chains > 1
+    files = _shards(run, plan.whole)
+    shards = {name: [files[task] for task in plan.whole if name in task.components] for name in sampled}
+    table = lambda *dims, kind=np.float64: np.empty((*dims, tokens, len(names)), dtype=kind)  # noqa: E731
+    tables, full_moment = table(len(TABLES)), np.empty(tokens)
+    controls = table(len(estimator.CONTROLS), kind=np.float32)
+    half = table(len(ESTIMATORS), 2, plan.blocks, kind=np.float32) if halves else None
+    for part in _slabs(tokens, settings.chains * plan.blocks):
+        full = [_blocks(files, FULL, part) for files in shards[FULL]]
+        full_moment[part] = _pooled(full).mean_losses
+        for i, name in enumerate(names):
+            own = [_blocks(files, name, part) for files in shards[name]]
+            tables[:, part, i] = _table(plan.estimator, own, full)
+            controls[:, part, i] = _pooled(own).controls
+            if half is not None:
+                half[..., part, i] = _halves(own, full)
+    traces = {name: [files[0][1].record(name, 0, 0) for files in shards[name]] for name in sampled}
     variables = {
-        "susceptibility": table(lambda name: estimator.susceptibility(plan.estimator, columns[name], full)),
-        "standard_error": table(lambda name: estimator.standard_error(plan.estimator, columns[name], full)),
-        "covariance": table(lambda name: terms[name].covariance),
-        "sample_covariance": table(lambda name: estimator.merge_all(columns[name]).sample_covariance()),
-        "control_covariance": (
-            ("control", "token", "component"),
-            np.stack([estimator.merge_all(sums).controls for sums in columns.values()], axis=-1).astype(np.float32),
-        ),
-        "restricted_moment": table(lambda name: terms[name].restricted),
-        "full_moment": ("token", terms[plan.components[0]].full),
-        "rise": ("sampled", np.array([np.mean([record[name, k].rise for k in chains]) for name in sampled])),
+        **{name: (("token", "component"), values) for name, values in zip(TABLES, tables, strict=True)},
+        "control_covariance": (("control", "token", "component"), controls),
+        "full_moment": ("token", full_moment),
+        "rise": ("sampled", np.array([np.mean([traces[name][k].rise for k in chains]) for name in sampled])),
         "loss": ("token", _start_losses(plan)),
     }
     for trace, key in (("loss_rise", "rise"), ("batch_loss", "batch_loss")):
-        values = np.array([[getattr(record[name, k], key) for k in chains] for name in sampled])
+        values = np.array([[getattr(traces[name][k], key) for k in chains] for name in sampled])
         variables[trace] = (("sampled", "chain", "draw"), values)
-    if settings.chains > 1:
-        variables["half_susceptibility"] = (
-            ("estimator", "half", "block", "token", "component"),
-            _halves(plan, pooled).astype(np.float32),
-        )
+    if half is not None:
+        variables["half_susceptibility"] = (("estimator", "half", "block", "token", "component"), half)
     block_draws = [-(-settings.draws * (b + 1) // plan.blocks) for b in range(plan.blocks)]
     return xr.Dataset(
         variables,
         coords={
-            "component": list(plan.components),
+            "component": names,
             "sampled": sampled,
             "estimator": list(ESTIMATORS),
             "control": list(estimator.CONTROLS),
@@ -180,34 +236,75 @@ def assemble(plan: Plan, records: Mapping[Task, Mapping[str, ComponentRecord]]):
     )
 
 
-def _halves(
-    plan: Plan, pooled: Callable[..., CovarianceSums]
-) -> Float[ndarray, "estimator half block token component"]:
-    chains = range(plan.settings.chains)
+TABLES = ("susceptibility", "standard_error", "covariance", "sample_covariance", "restricted_moment")
+SLAB_BYTES = 32 * 2**20
+"""Partial sums that `assemble` holds at once, of one component and of the whole model."""
 
-    def estimate(name: str, kind: estimator.Estimator, half: int, blocks: int) -> ndarray:
-        mine = [k for k in chains if k % 2 == half]
-        return estimator.susceptibility(
-            kind, [pooled(name, k, blocks) for k in mine], [pooled(FULL, k, blocks) for k in mine]
-        )
+Blocks = list[tuple[CovarianceSums, ...]]
+"""The sums of each chain, block by block."""
 
-    return np.stack(
-        [
-            [
-                [
-                    np.stack([estimate(name, kind, half, b) for name in plan.components], axis=1)
-                    for b in range(1, plan.blocks + 1)
-                ]
-                for half in (0, 1)
-            ]
-            for kind in ESTIMATORS
-        ]
-    )
+
+def _slabs(tokens: int, parts: int) -> list[slice]:
+    """Stretches of the tokens, of which so many partial sums of two components can be held."""
+    count = -(-tokens * 2 * parts * SUM_BYTES // SLAB_BYTES)
+    ends = [tokens * i // count for i in range(count + 1)]
+    return [slice(*ends) for ends in pairwise(ends)]
+
+
+def _shards(run: RunFolder, tasks: list[Task]) -> dict[Task, list[tuple[int, TaskFile]]]:
+    """The files of the shards of each task, and the first token of each."""
+    finished, found = run.finished(), {}
+    for task in tasks:
+        stretches = sorted(finished[task.name], key=lambda stretch: stretch or (0, 0))
+        files = [TaskFile(run.task_file(replace(task, windows=stretch).name)) for stretch in stretches]
+        starts = np.cumsum([0, *(file.tokens for file in files[:-1])]).tolist()
+        found[task] = list(zip(starts, files, strict=True))
+    return found
+
+
+def _blocks(files: list[tuple[int, TaskFile]], name: str, part: slice) -> tuple[CovarianceSums, ...]:
+    """The sums of one chain over some of the tokens, from the shards that hold them."""
+    records = [
+        file.record(name, max(part.start - first, 0), part.stop - first).sums
+        for first, file in files
+        if first < part.stop and part.start < first + file.tokens
+    ]
+    return records[0] if len(records) == 1 else tuple(map(joined, zip(*records, strict=True)))
+
+
+def _pooled(chains: Blocks, blocks: int | None = None) -> CovarianceSums:
+    """All chains together, with their first blocks of draws."""
+    return estimator.merge_all(estimator.merge_all(own[:blocks]) for own in chains)
+
+
+def _table(kind: Estimator, own: Blocks, full: Blocks) -> list[Float[ndarray, " token"]]:
+    """What `TABLES` names."""
+    chains, whole = [_pooled([sums]) for sums in own], [_pooled([sums]) for sums in full]
+    terms = estimator.terms(estimator.merge_all(chains), estimator.merge_all(whole))
+    return [
+        estimator.susceptibility(kind, chains, whole),
+        estimator.standard_error(kind, chains, whole),
+        terms.covariance,
+        estimator.merge_all(chains).sample_covariance(),
+        terms.restricted,
+    ]
+
+
+def _halves(own: Blocks, full: Blocks) -> Float[ndarray, "estimator half block token"]:
+    """Estimates from the chains of even and of odd number, with their first blocks of draws."""
+
+    def estimate(kind: Estimator, half: int, blocks: int) -> ndarray:
+        return estimator.susceptibility(kind, *([_pooled([sums], blocks) for sums in c[half::2]] for c in (own, full)))
+
+    counts = range(1, len(own[0]) + 1)
+    return np.array([[[estimate(kind, half, b) for b in counts] for half in (0, 1)] for kind in ESTIMATORS])
 
 
 def _start_losses(plan: Plan) -> Float[ndarray, " token"]:
     with one_thread():
-        return Engine.of(plan.model).losses(plan.probe).flatten().cpu().numpy()
+        engine = Engine.of(plan.model)
+        engine.tokens_per_pass = plan.tokens_per_pass or engine.tokens_per_pass
+        return engine.losses(plan.probe).flatten().cpu().numpy()
 
 
 def _token_coordinates(model: LanguageModel, probe: Windows) -> dict[str, tuple[str, ndarray]]:
@@ -219,6 +316,7 @@ def _token_coordinates(model: LanguageModel, probe: Windows) -> dict[str, tuple[
         "sequence": ("token", repeat(np.arange(windows))),
         "position": ("token", np.tile(np.arange(1, length), windows)),
         "token_id": ("token", predicted.flatten()),
+        "first_token": ("token", repeat(probe.ids[:, 0])),  # of the token's window: nothing predicts it
         "text": ("token", np.array([text[int(i)] for i in predicted.flatten()], dtype=object)),
         "domain": ("token", repeat(np.asarray(probe.domain, dtype=object))),
         "document": ("token", repeat(np.asarray(probe.document, dtype=object))),

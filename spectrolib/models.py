@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .components import EMBED, UNEMBED, Shape
+from .components import Shape, tensors
 from .corpus import BUNDLED, bare_tokenizer
 
 if TYPE_CHECKING:
@@ -78,11 +77,11 @@ class LanguageModel:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """Every parameter by the hub's name, the unembedding being ``embed_out.weight`` whatever the file calls it."""
+        """Every parameter by its name (`components.tensors`), whatever the file or the module calls it."""
         if self.path is not None:
             return {name: tensor.to(self.device) for name, tensor in load_weights(self.path)[1].items()}
-        named = {k: w.detach() for k, w in self.model.named_parameters() if k.startswith("gpt_neox.")}
-        return named | {UNEMBED: self.model.get_output_embeddings().weight.detach()}
+        named = {_plain_name(name, self.shape): w.detach() for name, w in self.model.named_parameters()}
+        return {name: named[name] for name, _ in tensors(self.shape)}
 
     @cached_property
     def tokens(self) -> Tokenizer | None:
@@ -165,7 +164,7 @@ def load_model(
 def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     """Configuration and float32 tensors of a model folder, without transformers.
 
-    Tensors have the hub's names, the unembedding being `embed_out.weight` whatever the file calls it.
+    Tensors have the names of `components.tensors`, whatever the file calls them.
 
     Raises:
         ValueError: as `load_model`.
@@ -178,33 +177,16 @@ def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
 
     weights = {}
     for file in _weight_files(folder):
-        weights |= {_plain_name(name): tensor.float() for name, tensor in load_file(file).items()}
-    return config, {name: weights[name] for name, _ in _tensor_sizes(shape)}
+        weights |= {_plain_name(name, shape): tensor.float() for name, tensor in load_file(file).items()}
+    return config, {name: weights[name] for name, _ in tensors(shape)}
 
 
-def _plain_name(name: str) -> str:
-    return UNEMBED if name == "lm_head.weight" else name
-
-
-def _tensor_sizes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the tensors of a GPT-NeoX."""
-    width, mlp = shape.width, shape.mlp
-    yield EMBED, (shape.vocabulary, width)
-    for layer in range(shape.layers):
-        prefix = f"gpt_neox.layers.{layer}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield from _affine(prefix + norm, (width,))
-        yield from _affine(prefix + "attention.query_key_value", (3 * width, width))
-        yield from _affine(prefix + "attention.dense", (width, width))
-        yield from _affine(prefix + "mlp.dense_h_to_4h", (mlp, width))
-        yield from _affine(prefix + "mlp.dense_4h_to_h", (width, mlp))
-    yield from _affine("gpt_neox.final_layer_norm", (width,))
-    yield UNEMBED, (shape.vocabulary, width)
-
-
-def _affine(name: str, size: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield name + ".weight", size
-    yield name + ".bias", size[:1]
+def _plain_name(name: str, shape: Shape) -> str:
+    """Our name of a tensor: transformers has renamed unembeddings, and the hub's GPT-2 files leave out a prefix."""
+    if name == "lm_head.weight":
+        return shape.where.unembed
+    stem = shape.where.embed.split(".")[0] + "."
+    return name if name.startswith(stem) or name == shape.where.unembed else stem + name
 
 
 def _device(device: str) -> torch.device:
@@ -259,8 +241,6 @@ def _config(folder: Path) -> dict:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if config.get("tie_word_embeddings", False):
-        raise ValueError(f"{file} ties embedding and unembedding: only untied models are supported")
     return config
 
 
@@ -284,8 +264,8 @@ def _check_weights(folder: Path, shape: Shape) -> None:
     sizes = {}
     for file in _weight_files(folder):
         header = _header(file)
-        sizes |= {_plain_name(name): tuple(entry["shape"]) for name, entry in header.items()}
-    for name, size in _tensor_sizes(shape):
+        sizes |= {_plain_name(name, shape): tuple(entry["shape"]) for name, entry in header.items()}
+    for name, size in tensors(shape):
         if name not in sizes:
             raise ValueError(f"the weights in {folder} lack the tensor {name}: the file does not match its config.json")
         if sizes[name] != size:

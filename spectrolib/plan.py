@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import platform
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
@@ -23,7 +24,7 @@ from .corpus import (
     tokenizer_hash,
     windows_from_documents,
 )
-from .engine import groups
+from .engine import TOKENS_PER_PASS, groups
 from .estimator import ESTIMATORS, Estimator
 from .models import LanguageModel, load_model
 from .posterior import Settings
@@ -31,6 +32,9 @@ from .profiles import Profile, get
 
 FORMAT = 2
 """Version of the run folder: raised when the numbers that a plan leads to change."""
+
+Stretch = tuple[int, int]
+"""Consecutive windows: the first, and one past the last."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,11 @@ class Plan:
     estimator: Estimator = "two_chain"
     blocks: int = 2
     """Consecutive blocks into which the draws of a chain are summed: two give split halves."""
+    shards: int = 1
+    """Parts of the probe text, at most, that are tasks of their own, so that a worker needs the memory of one. Each
+    repeats the chains. The result is the same to the last bit: this is no part of what identifies the plan."""
+    tokens_per_pass: int | None = None
+    """Tokens in one pass of the engine, by default what suits the device. The last bits depend on it."""
 
     def __post_init__(self) -> None:
         shape = self.shape
@@ -67,6 +76,10 @@ class Plan:
             raise ValueError(f"unknown estimator {self.estimator!r}: it must be one of {ESTIMATORS}")
         if not 1 <= self.blocks <= self.settings.draws:
             raise ValueError(f"blocks must lie between 1 and the {self.settings.draws} draws, got {self.blocks}")
+        if self.shards < 1:
+            raise ValueError(f"shards must be at least 1, got {self.shards}")
+        if self.tokens_per_pass is not None and self.tokens_per_pass < 1:
+            raise ValueError(f"tokens_per_pass must be at least 1, got {self.tokens_per_pass}")
         own = None if self.model.tokens is None else tokenizer_hash(self.model.tokens)
         for role in ("sampling", "loss", "probe"):
             windows = getattr(self, role)
@@ -75,6 +88,11 @@ class Plan:
                 raise ValueError(
                     f"the {role} windows hold token id {highest}, beyond the model's vocabulary of {shape.vocabulary}: "
                     "they were made with another tokenizer"
+                )
+            if shape.longest and windows.length - 1 > shape.longest:
+                raise ValueError(
+                    f"the {role} windows hold {windows.length} tokens, and the model reads {shape.longest} at once: "
+                    f"cut windows of at most {shape.longest + 1}"
                 )
             if own and windows.provenance.get("tokenizer") not in {None, own}:
                 raise ValueError(
@@ -98,15 +116,51 @@ class Plan:
         return cls(model=model, **fields)
 
     @property
-    def tasks(self) -> list[Task]:
-        """All tasks, the longest first, so that workers finish together."""
+    def whole(self) -> list[Task]:
+        """A task for each group and chain, all of the probe text in one: the longest first, so that workers finish
+        together."""
         together = sorted(groups([*self.components, FULL]), key=lambda group: -_operations(self, group))
         return [Task(group, chain) for group in together for chain in range(self.settings.chains)]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All tasks, one for each shard, the longest first."""
+        return self.left({})
+
+    def left(self, finished: Mapping[str, Sequence[Stretch | None]]) -> list[Task]:
+        """The tasks that are left where some stretches of the probe windows are done, all of them where it says None.
+
+        Args:
+            finished: by the name of the whole task.
+        """
+        found = []
+        for task in self.whole:
+            done, reached = finished.get(task.name, ()), 0
+            known = [] if None in done else [*sorted(done), (len(self.probe), len(self.probe))]
+            for first, end in known:
+                if first > reached:
+                    found += [self._part(task, stretch) for stretch in self.stretches(reached, first)]
+                reached = end
+        return found
+
+    def _part(self, task: Task, stretch: Stretch) -> Task:
+        return task if stretch == (0, len(self.probe)) else replace(task, windows=stretch)
+
+    def stretches(self, first: int = 0, end: int | None = None) -> list[Stretch]:
+        """How the probe windows from ``first`` to ``end`` are cut into shards."""
+        return cut(first, len(self.probe) if end is None else end, len(self.probe), self.rows, self.shards)
+
+    @property
+    def rows(self) -> int:
+        """Probe windows in one pass of the engine."""
+        tokens = self.tokens_per_pass or TOKENS_PER_PASS.get(self.model.device.type, TOKENS_PER_PASS["cuda"])
+        return max(1, tokens // (self.probe.length - 1))
 
     def manifest(self) -> dict:
         """What identifies the plan, as JSON-able values."""
         from . import __version__
 
+        passes = {} if self.tokens_per_pass is None else {"tokens_per_pass": self.tokens_per_pass}
         return {
             "format": FORMAT,
             "model": {"name": self.model.name, "revision": self.model.revision, "hash": self.model.hash},
@@ -123,7 +177,7 @@ class Plan:
             "estimator": self.estimator,
             "blocks": self.blocks,
             "versions": {"spectrolib": __version__, "torch": torch.__version__, "numpy": np.__version__},
-            "machine": {"processor": platform.machine(), "device": self.model.device.type},
+            "machine": {"processor": platform.machine(), "device": self.model.device.type} | passes,
         }
 
     def cost(self) -> Cost:
@@ -175,16 +229,35 @@ def _spread(available: int, wanted: int) -> Int[ndarray, " wanted"]:
 
 @dataclass(frozen=True)
 class Task:
-    """Components that share a prefix, and the number of a chain."""
+    """Components that share a prefix, the number of a chain, and a stretch of the probe windows."""
 
     components: tuple[str, ...]
     chain: int
+    windows: Stretch | None = None
+    """The first and one past the last; None for all."""
 
     @property
     def name(self) -> str:
         """A name fit for a file; it says which task of its plan this is."""
         layer = layer_of(self.components[0])
-        return f"{self.components[0] if layer is None else f'layer{layer}'}.chain{self.chain}"
+        name = f"{self.components[0] if layer is None else f'layer{layer}'}.chain{self.chain}"
+        return name if self.windows is None else f"{name}.windows{self.windows[0]}-{self.windows[1]}"
+
+
+def cut(first: int, end: int, windows: int, rows: int, shards: int) -> list[Stretch]:
+    """Stretches from ``first`` to ``end``, none longer than where all ``windows`` are cut into ``shards`` equal ones.
+
+    They begin where a pass of the engine begins, and what is left of a pass at the end joins the last one. So every
+    window goes through the engine in the same company however the text is cut, and its losses are the same to the last
+    bit: those of a matrix product depend on its size.
+
+    Args:
+        rows: windows in a pass.
+    """
+    passes = max(1, (end - first) // rows)
+    longest = math.ceil(max(1, windows // rows) / shards)
+    starts = [first + rows * done for done in range(0, passes, longest)]
+    return list(zip(starts, [*starts[1:], end], strict=True))
 
 
 # What it costs -------------------------------------------------------------------------------------------------------
@@ -210,14 +283,14 @@ class Cost:
 
 
 def _cost(plan: Plan) -> Cost:
-    s, sampled = plan.settings, [*plan.components, FULL]
+    s, sampled, shards = plan.settings, [*plan.components, FULL], len(plan.stretches())
     teams = s.chains * len(sampled)
     return Cost(
         tasks=len(plan.tasks),
-        steps=teams * s.steps * len(s.members),
-        token_steps=float(teams * s.steps * _batch_tokens(plan)),
-        token_evaluations=float(teams * s.draws * _draw_tokens(plan)),
-        operations=s.chains * _operations(plan, sampled),
+        steps=shards * teams * s.steps * len(s.members),
+        token_steps=float(shards * teams * s.steps * _batch_tokens(plan)),
+        token_evaluations=float(teams * s.draws * _draw_tokens(plan, shards)),
+        operations=s.chains * _operations(plan, sampled, shards),
     )
 
 
@@ -227,34 +300,44 @@ def _batch_tokens(plan: Plan) -> int:
     return sum(map(s.drives, s.members)) * s.batch_size * (plan.sampling.length - 1)
 
 
-def _draw_tokens(plan: Plan) -> int:
-    """Tokens whose loss a team needs at a draw."""
-    tokens = sum(len(windows) * (windows.length - 1) for windows in (plan.probe, plan.loss))
-    return len(plan.settings.members) * tokens
+def _draw_tokens(plan: Plan, shards: int) -> int:
+    """Tokens whose loss a team needs at a draw: each shard takes L(w) for itself."""
+    probe, loss = (len(windows) * (windows.length - 1) for windows in (plan.probe, plan.loss))
+    return len(plan.settings.members) * (probe + shards * loss)
 
 
-def _operations(plan: Plan, components: Iterable[str]) -> float:
-    """Operations of one team of each component."""
+def _operations(plan: Plan, components: Iterable[str], shards: int = 1) -> float:
+    """Operations of one team of each component; each shard of the probe text repeats its steps."""
     s, shape = plan.settings, plan.shape
     return sum(
-        s.steps * _batch_tokens(plan) * step_operations(name, shape, plan.sampling.length - 1)
-        + s.draws * _draw_tokens(plan) * evaluation_operations(name, shape, plan.probe.length - 1)
+        shards * s.steps * _batch_tokens(plan) * step_operations(name, shape, plan.sampling.length - 1)
+        + s.draws * _draw_tokens(plan, shards) * evaluation_operations(name, shape, plan.probe.length - 1)
         for name in components
     )
 
 
+def _attention_operations(shape: Shape, time: int, groups: int) -> float:
+    """Operations of so many groups of heads for one token: their projections, causal attention over half the window."""
+    projections = 2 * shape.width * shape.head_dim * (2 * shape.shared + 2)
+    return groups * (projections + 2 * shape.shared * shape.head_dim * time)
+
+
+def _mlp_operations(shape: Shape) -> float:
+    return 2 * shape.width * shape.mlp * (len(shape.where.up) + 1)
+
+
 def _layer_operations(shape: Shape, time: int) -> float:
-    """Operations of one layer for one token: four projections, the MLP, causal attention over half the window."""
-    return 2 * shape.width * (4 * shape.width + 2 * shape.mlp) + 2 * shape.width * time
+    """Operations of one layer for one token."""
+    return _attention_operations(shape, time, shape.groups) + _mlp_operations(shape)
 
 
 def _own_operations(component: str, shape: Shape, time: int) -> float:
-    """Operations of the component alone for one token."""
+    """Operations for one token of what moves in the component's own layer, and of what reads it there."""
+    if layer_of(component) is None:
+        return 0.0
     if component.endswith("mlp"):
-        return 4 * shape.width * shape.mlp
-    if layer_of(component) is not None:
-        return 8 * shape.width * shape.head_dim + 2 * shape.head_dim * time
-    return 0.0
+        return _mlp_operations(shape)
+    return _attention_operations(shape, time, 1) + (0 if shape.parallel else _mlp_operations(shape))
 
 
 def evaluation_operations(component: str, shape: Shape, time: int) -> float:
@@ -270,10 +353,11 @@ def step_operations(component: str, shape: Shape, time: int) -> float:
     """Operations of one token in a gradient step: the forward pass, and as many again for each gradient that is needed.
 
     Frozen weights pass a gradient on to their inputs (one product more), moving weights take one (one more), ``full``
-    does both.
+    does both, and so does a tied embedding where it is the unembedding.
     """
     forward = evaluation_operations(component, shape, time)
-    return forward * 3 if component == FULL else 2 * forward
+    tied = 2 * shape.width * shape.vocabulary if component == "embed" and shape.tied else 0
+    return forward * 3 if component == FULL else 2 * forward + tied
 
 
 @functools.cache

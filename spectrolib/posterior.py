@@ -294,11 +294,8 @@ def lockstep(chains: Sequence[Chain], gradients: Gradients, settings: Settings) 
     for step in range(1, settings.steps + 1):
         draw, offset = divmod(step - settings.burn_in - 1, settings.steps_between_draws)
         if driven:
-            losses, slopes = gradients([chain.position for chain in driven])
+            losses = _advance(driven, gradients, first, max(draw, 0))
             first = first or losses
-            for chain, loss, begin, slope in zip(driven, losses, first, slopes, strict=True):
-                chain.check(loss - begin, max(draw, 0))
-                chain.step(slope)
         for chain in free:
             chain.step(None)
         if step > settings.burn_in and offset == settings.steps_between_draws - 1:
@@ -309,6 +306,15 @@ def lockstep(chains: Sequence[Chain], gradients: Gradients, settings: Settings) 
                 tuple(chain.position for chain in chains),
                 tuple(next(known) if chain.driven else math.nan for chain in chains),
             )
+
+
+def _advance(driven: Sequence[Chain], gradients: Gradients, first: Sequence[float], draw: int) -> Sequence[float]:
+    """One step of the chains that look at the loss; returns the losses before it. Gradients end with the step."""
+    losses, slopes = gradients([chain.position for chain in driven])
+    for chain, loss, begin, slope in zip(driven, losses, first or losses, slopes, strict=True):
+        chain.check(loss - begin, draw)
+        chain.step(slope)
+    return losses
 
 
 def sample(

@@ -14,6 +14,7 @@ range. Text, labels and the clustering after it take other machines: `clustering
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -21,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from .components import FULL, Shape, layer_of, names
-from .engine import CACHE_BYTES, TOKENS_PER_PASS, groups
+from .components import FULL, Shape, layer_of, names, size
+from .engine import CACHE_BYTES, TOKEN_BLOCK, TOKENS_PER_PASS, groups
 from .estimator import CovarianceSums
-from .plan import _layer_operations, evaluation_operations, step_operations
+from .plan import Plan, _layer_operations, cut, evaluation_operations, step_operations
 from .posterior import Settings
 from .profiles import PAPER
 from .workers import CONTROL_DRAWS
@@ -52,19 +53,53 @@ PYTHIA = {
 """Shapes of the family, as their config.json files have them."""
 
 
+def _gpt2(layers: int, heads: int, width: int) -> Shape:
+    numbers = (layers, heads, width, 4 * width, 50_257, 0, 0.0, 1e-5, "gelu_new")
+    return Shape(*numbers, family="gpt2", parallel=False, tied=True, longest=1024)
+
+
+def _llama(family: str, layers: int, heads: int, groups: int, width: int, mlp: int, vocabulary: int, dim: int) -> Shape:
+    return Shape(
+        *(layers, heads, width, mlp, vocabulary, dim, 10_000.0, 1e-5, "silu"),
+        family=family,
+        groups=groups,
+        head_dim=dim,
+        parallel=False,
+        rms=True,
+        biases=("attention",) if family == "qwen2" else (),
+        head_norms=family == "qwen3",
+        tied=True,
+    )
+
+
+OTHERS = {
+    "gpt2": _gpt2(12, 12, 768),
+    "gpt2-medium": _gpt2(24, 16, 1024),
+    "gpt2-large": _gpt2(36, 20, 1280),
+    "gpt2-xl": _gpt2(48, 25, 1600),
+    "smollm2-135m": _llama("llama", 30, 9, 3, 576, 1536, 49_152, 64),
+    "llama-3.2-1b": _llama("llama", 16, 32, 8, 2048, 8192, 128_256, 64),
+    "qwen2.5-0.5b": _llama("qwen2", 24, 14, 2, 896, 4864, 151_936, 64),
+    "qwen3-0.6b": _llama("qwen3", 28, 16, 8, 1024, 3072, 151_936, 128),
+}
+"""Shapes of models of other families: for costs alone, so bases of rotations and the like are not theirs."""
+
+
 def shape_of(model: str) -> Shape:
-    """The shape of a model of the Pythia family by its name, of ``bundled``, or of a folder with a config.json.
+    """The shape of a model by its name (Pythia, or of `OTHERS`), of ``bundled``, or of a folder with a config.json.
 
     Raises:
         ValueError: for another name. Nothing is looked up on the hub.
     """
-    if _plain_name(model) in PYTHIA:
-        return PYTHIA[_plain_name(model)]
+    known = PYTHIA | OTHERS
+    for name in (_plain_name(model), model.lower().split("/")[-1]):
+        if name in known:
+            return known[name]
     if model == "bundled" or Path(model).is_dir():
         from .models import load_model
 
         return load_model(model, device="cpu").shape
-    raise ValueError(f"no shape is known of model {model!r}: give one of {', '.join(PYTHIA)}, 'bundled' or a folder")
+    raise ValueError(f"no shape is known of model {model!r}: give one of {', '.join(known)}, 'bundled' or a folder")
 
 
 def check_named(model: str, shape: Shape) -> None:
@@ -86,20 +121,7 @@ def _plain_name(model: str) -> str:
 
 def parameters(shape: Shape) -> int:
     """Number of weights, biases and norms included."""
-    width, mlp = shape.width, shape.mlp
-    layer = 4 * width**2 + 2 * width * mlp + 9 * width + mlp  # projections, MLP, biases (4 + 1 widths), two norms (4)
-    return 2 * shape.vocabulary * width + shape.layers * layer + 2 * width
-
-
-def component_parameters(component: str, shape: Shape) -> int:
-    """Weights of one component (`spectrolib.components`)."""
-    if component == FULL:
-        return parameters(shape)
-    if layer_of(component) is None:
-        return shape.vocabulary * shape.width
-    if component.endswith("mlp"):
-        return 2 * shape.width * shape.mlp + shape.mlp + shape.width
-    return 4 * shape.width * shape.head_dim + 3 * shape.head_dim
+    return size(FULL, shape)
 
 
 # Cards ---------------------------------------------------------------------------------------------------------------
@@ -295,7 +317,7 @@ def _layers_after(component: str, shape: Shape) -> float:
 
 def _layer_numbers(shape: Shape) -> float:
     """Numbers that a frozen layer reads and writes for one token, operation by operation (`layers.FrozenLayer`)."""
-    return 21 * shape.width + 4 * shape.mlp
+    return 21 * shape.width + 4 * shape.mlp * len(shape.where.up)
 
 
 def _step_numbers(shape: Shape, time: int) -> float:
@@ -305,7 +327,7 @@ def _step_numbers(shape: Shape, time: int) -> float:
 
 def _state_numbers(work: Work, component: str) -> float:
     """Numbers that the update of one chain reads and writes (`posterior.Chain.step`)."""
-    return (20 if work.settings.preconditioner != "none" else 10) * component_parameters(component, work.shape)
+    return (20 if work.settings.preconditioner != "none" else 10) * size(component, work.shape)
 
 
 def _prefix_layers(component: str, shape: Shape) -> int:
@@ -508,25 +530,58 @@ SUM_BYTES = 8 * (len(CovarianceSums.VECTORS) + 1)
 """Of the running sums of one token: vectors in float64, two of them for the controls."""
 
 
-def memory(work: Work, device: Literal["cpu", "cuda"] = "cuda", tokens_per_pass: int | None = None) -> dict[str, float]:
+Device = Literal["cpu", "cuda"]
+PROCESS_BYTES = {"cpu": 0.25e9, "cuda": 0.0}
+"""What Python and torch take in the memory that is counted; measured on a processor."""
+
+
+def memory(work: Work, device: Device = "cuda", tokens_per_pass: int | None = None) -> dict[str, float]:
     """Bytes that one worker needs at most, for its largest task; counted by hand, good to a factor of two.
 
     Model: the weights, and the copies in which the engine folds norms and centres the unembedding. Chains: positions,
     starts, noise, gradients, squares. Prefixes: what is kept of the windows at w*. Sums and draws: what grows with the
-    number of probe tokens. Activations: what one pass keeps for its way back.
+    number of probe tokens. Activations: what one pass keeps for its way back, and a block of logits. On a processor
+    also the process: Python and torch themselves.
 
     Args:
         tokens_per_pass: tokens of all streams in one pass of the engine; its own choice by default.
     """
-    limit = tokens_per_pass or TOKENS_PER_PASS[device]
-    return max((_group_memory(work, group, limit) for group in work.groups), key=lambda found: sum(found.values()))
+    limit, process = tokens_per_pass or TOKENS_PER_PASS[device], PROCESS_BYTES[device]
+    largest = max((_group_memory(work, group, limit) for group in work.groups), key=lambda found: sum(found.values()))
+    largest["activations"] += _logits(work.shape, device)
+    return largest | ({"process": process} if process else {})
+
+
+def _logits(shape: Shape, device: Device) -> float:
+    """Bytes of the logits held at once, where the unembedding moves too (`engine._sweep`)."""
+    return 4.0 * TOKEN_BLOCK * shape.vocabulary * (1 if device == "cpu" else 4)
+
+
+def need(plan: Plan) -> dict[str, float]:
+    """Bytes that a worker needs for the largest task of a plan (`memory`)."""
+    device = _device(plan)
+    passes = plan.tokens_per_pass or TOKENS_PER_PASS[device]
+    return memory(_largest(Work.of(plan), passes, plan.shards), device, passes)
+
+
+def _device(plan: Plan) -> Device:
+    return "cpu" if plan.model.device.type == "cpu" else "cuda"
+
+
+def _largest(work: Work, tokens_per_pass: int, shards: int) -> Work:
+    """The work with the probe tokens of the largest shard alone."""
+    time = work.length - 1
+    windows = math.ceil(work.tokens / time)
+    stretches = cut(0, windows, windows, max(1, tokens_per_pass // time), shards)
+    return replace(work, tokens=min(work.tokens, time * max(end - first for first, end in stretches)))
 
 
 def _group_memory(work: Work, group: tuple[str, ...], tokens_per_pass: int) -> dict[str, float]:
     s, shape, time, width = work.settings, work.shape, work.length - 1, work.shape.width
     driven = sum(map(s.drives, s.members))
-    copies = shape.layers * (3 * width**2 + width * shape.mlp) + shape.vocabulary * width
-    weights = sum(component_parameters(component, shape) for component in group)
+    folded = shape.layers * (3 * width**2 + width * shape.mlp) if shape.parallel else 0
+    copies = folded + shape.vocabulary * width
+    weights = sum(_size(component, shape) for component in group)
     state = 3 * work.members + 2 * driven + (work.members if s.preconditioner != "none" else 0)
     held_draws = min(CONTROL_DRAWS, work.members * math.ceil(s.draws / work.blocks))
     windows = (work.tokens, work.loss_tokens, work.sampling_windows * time)
@@ -536,17 +591,35 @@ def _group_memory(work: Work, group: tuple[str, ...], tokens_per_pass: int) -> d
         "prefixes": sum(_held(work, group[0], count) for count in windows),
         "sums": float(SUM_BYTES * work.tokens * work.blocks * len(group)),
         "draws": float(work.tokens * len(group) * (28 * work.members + 4 * held_draws)),
-        "activations": 4.0
-        * min(tokens_per_pass, len(group) * work.batch_tokens)
-        * _kept_numbers(group[0], shape, time),
+        "activations": 4.0 * max(_pass_numbers(work, group, tokens_per_pass, learn) for learn in (True, False)),
     }
 
 
+def _pass_numbers(work: Work, group: tuple[str, ...], tokens_per_pass: int, learn: bool) -> float:
+    """Numbers of the largest pass: of a step, or of losses at a draw. The components of a layer share windows, and each
+    has an input and a rest of its own (`engine.Group._prepare`); members are streams of tokens through what follows."""
+    shape, time = work.shape, work.length - 1
+    tokens = work.settings.batch_size * time if learn else max(work.tokens, work.loss_tokens)
+    tokens = min(tokens, tokens_per_pass)
+    prepared = 0 if group[0] in ("embed", FULL) else (2 * len(group) + 3) * shape.width
+    members = sum(map(work.settings.drives, work.settings.members)) if learn else work.members
+    alone = group[0] in ("unembed", FULL) or (shape.tied and group[0] == "embed")  # weights of its own, to the end
+    streams = min(tokens_per_pass, tokens * (1 if alone else len(group) * members))
+    each = _kept_numbers(group[0], shape, time) if learn else 12 * shape.width + 4 * shape.mlp
+    return tokens * prepared + streams * each
+
+
+_size = functools.cache(size)
+
+
 def _kept_numbers(component: str, shape: Shape, time: int) -> float:
-    """Numbers that a pass keeps of one token for its way back (`layers.FrozenLayer`; autograd for the whole model)."""
+    """Numbers that a pass keeps of one token for its way back (`layers.FrozenLayer`; autograd for the whole model, and
+    in other families)."""
     scores = shape.heads * time
     layer = {"unembed": shape.layers, "embed": 0, FULL: 0}.get(component, layer_of(component))
-    kept = 14 * shape.width + 2 * shape.mlp if component == FULL else 5 * shape.width + shape.mlp + scores
+    by_autograd = component == FULL or not shape.parallel
+    gated = len(shape.where.up)
+    kept = 14 * shape.width + 2 * gated * shape.mlp if by_autograd else 5 * shape.width + shape.mlp + scores
     return (shape.layers - layer) * kept + 12 * shape.width + 4 * shape.mlp + 4 * scores
 
 
@@ -568,39 +641,61 @@ class Fit(NamedTuple):
     tokens_per_pass: int
     """Tokens in one pass of the engine, at most its own choice."""
     parts: int
-    """Parts of the probe text, each measured by itself."""
+    """Shards of the probe text, each of which repeats the chains."""
 
 
 LEAST_PASS = 8192
-"""Tokens of a pass below which parts of the probe text are the smaller evil: shorter passes leave a card idle."""
+"""Tokens of a pass below which shards of the probe text are the smaller evil: shorter passes leave a card idle."""
 
 
-def fit(work: Work, limit: float, device: Literal["cpu", "cuda"] = "cuda") -> Fit | None:
-    """Shorter passes, and then parts of the probe text, so that a worker needs no more than ``limit`` bytes.
+def fit(work: Work, limit: float, device: Device = "cuda", tokens_per_pass: int | None = None) -> Fit | None:
+    """Shorter passes, and then shards of the probe text, so that a worker needs no more than ``limit`` bytes.
 
-    Chains do not depend on the probe text, so measurements of its parts with one seed are rows of one measurement; each
-    repeats the chains. None where neither helps: model and chains alone are more.
+    None where neither helps: model and chains alone are more.
+
+    Args:
+        tokens_per_pass: what a pass must have, by default what fits.
     """
-    passes = TOKENS_PER_PASS[device]
+    passes, time = tokens_per_pass or TOKENS_PER_PASS[device], work.length - 1
+    windows = math.ceil(work.tokens / time)
 
-    def need(count: int) -> float:
-        return sum(memory(replace(work, tokens=math.ceil(work.tokens / count)), device, passes).values())
+    def fits(count: int) -> bool:
+        return sum(memory(_largest(work, passes, count), device, passes).values()) <= limit
 
-    while need(1) > limit and passes > LEAST_PASS:
-        passes //= 2
-    while need(work.tokens) > limit and passes > work.length:
-        passes //= 2
-    if need(work.tokens) > limit:
+    for shards, least in ((1, LEAST_PASS), (windows, time)):
+        while not fits(shards) and passes > least and tokens_per_pass is None:
+            passes = max(passes // 2, time)
+    if not fits(windows):
         return None
     count = 1
-    while need(count) > limit:
+    while not fits(count):
         count += max(1, count // 8)
-    return Fit(passes, count)
+    return Fit(passes, min(count, windows))
 
 
-def in_parts(work: Work, count: int) -> float:
-    """Operations of ``count`` measurements of equal parts of the probe text."""
-    return count * operations(replace(work, tokens=math.ceil(work.tokens / count)))
+def within(plan: Plan, limit: float, keep_passes: bool = False) -> Plan:
+    """The plan in so many shards, and passes so short, that a worker needs no more than ``limit`` bytes.
+
+    Args:
+        keep_passes: whether passes must stay as they are, for a run that has begun.
+
+    Raises:
+        ValueError: if that cannot be done.
+    """
+    work, device = Work.of(plan), _device(plan)
+    own = TOKENS_PER_PASS[device]
+    passes = plan.tokens_per_pass or (own if keep_passes else None)
+    found = fit(work, limit, device, passes)
+    if found is None:
+        shortest = passes or work.length - 1
+        least = memory(_largest(work, shortest, work.tokens), device, shortest)
+        rather = "" if work.members == 1 else ", or chains on their own instead of teams (--plain)"
+        raise ValueError(
+            f"a worker needs at least {bytes_text(sum(least.values()))} of memory, more than {bytes_text(limit)}: "
+            f"{', '.join(f'{name} {bytes_text(part)}' for name, part in least.items())}. Give it more{rather}"
+        )
+    shorter = plan.tokens_per_pass or (found.tokens_per_pass if found.tokens_per_pass < own else None)
+    return replace(plan, shards=max(plan.shards, found.parts), tokens_per_pass=shorter)
 
 
 # Graph and clusters --------------------------------------------------------------------------------------------------
@@ -645,6 +740,30 @@ def _power_law(known: Mapping[int, float], n: float, beyond: float | None = None
 # In words ------------------------------------------------------------------------------------------------------------
 
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9}
+
+
+def bytes_text(count: float) -> str:
+    """Bytes in words."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
+_BYTES = {"": 1, "b": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+
+
+def bytes_of(text: str) -> float:
+    """A size of memory as people write it: 4GB, 512 MB, 1.5g, 8GiB.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*)\s*([kmgtb]?)(i?b)?", text.strip().lower())
+    if not match or not float(match[1]):
+        raise ValueError(f"{text!r} is no size of memory: write it like 4GB, 512MB or 8GiB")
+    unit = 1024 ** "bkmgt".index(match[2] or "b") if match[3] == "ib" else _BYTES[match[2]]
+    return float(match[1]) * unit
 
 
 def number(text: str) -> int:

@@ -134,7 +134,7 @@ def covariances(
     windows, as a response does; the sample covariance belongs to the loss windows. The two agree as the text grows.
 
     Args:
-        model: a `LanguageModel` or a transformers GPT-NeoX.
+        model: a `LanguageModel` or a transformers model.
         settings: plain SGLD; preconditioned chains are taken as if their law were the posterior (module docstring).
         sampling, loss, probe: windows, as in `plan.Plan`.
         batch: windows for the gradient at a draw; by default as many as for a step.

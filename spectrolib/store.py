@@ -1,7 +1,8 @@
 """What a run leaves on disk: partial sums of each finished task, the manifest, the labelled result.
 
     manifest.json     the plan: settings, components, seeds, hashes of model and windows, versions
-    tasks/*.npz       one file a task (a group of components x a chain): sums, traces
+    tasks/*.npz       one file a task (a group of components x a chain, or a shard of the probe windows of one): sums,
+                      traces
     result.zarr       the labelled arrays (xarray), once every task is there
 
 Files are written under another name and then renamed, so a run that is killed leaves only whole ones.
@@ -10,10 +11,13 @@ Files are written under another name and then renamed, so a run that is killed l
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
+import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +37,13 @@ class ComponentRecord:
     """(draws,) L(w) - L(w*) on the loss windows, nats."""
     batch_loss: ndarray
     """(draws,) loss of the minibatch at the last step before each draw, nats."""
+
+
+def joined(parts: Sequence[CovarianceSums]) -> CovarianceSums:
+    """The sums over the same draws of stretches of tokens, side by side."""
+    arrays = [part.to_arrays() for part in parts]
+    vectors = {name: np.concatenate([own[name] for own in arrays], axis=-1) for name in CovarianceSums.VECTORS}
+    return CovarianceSums.from_arrays(arrays[0] | vectors)
 
 
 class RunFolder:
@@ -79,16 +90,13 @@ class RunFolder:
         """Whether a task is finished."""
         return self.task_file(name).exists()
 
+    def finished(self) -> dict[str, list[tuple[int, int] | None]]:
+        """Finished stretches of the probe windows by the name of the whole task; None for all of it in one file."""
+        return finished_tasks(self.path)
+
     def save_task(self, name: str, records: Mapping[str, ComponentRecord]) -> None:
         """Keep what a finished task measured, whole or not at all."""
-        arrays: dict[str, ndarray] = {"components": np.array(list(records))}
-        for i, record in enumerate(records.values()):
-            arrays |= {f"{i}/rise": record.rise, f"{i}/batch_loss": record.batch_loss}
-            for b, sums in enumerate(record.sums):
-                arrays |= {f"{i}/{b}/{key}": value for key, value in sums.to_arrays().items()}
-        temporary = self.task_file(name).with_suffix(".part.npz")
-        np.savez(temporary, **arrays)
-        _settle(temporary, self.task_file(name))
+        write_task(self.task_file(name), records)
 
     def load_task(self, name: str) -> dict[str, ComponentRecord]:
         """What a finished task measured.
@@ -96,14 +104,8 @@ class RunFolder:
         Raises:
             ValueError: if its file is damaged.
         """
-        file = self.task_file(name)
-        try:
-            with np.load(file) as arrays:
-                return {str(c): _record(arrays, i) for i, c in enumerate(arrays["components"])}
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{file} is damaged ({error}): delete it, and the same measurement makes it again"
-            ) from error
+        task = TaskFile(self.task_file(name))
+        return {component: task.record(component) for component in task.components}
 
     def save_model(self, config: Mapping, weights: Mapping) -> Path:
         """Keep a model that came from no folder where workers can load it; returns its folder."""
@@ -127,6 +129,85 @@ class RunFolder:
         _plain_text(dataset).to_zarr(temporary, mode="w", zarr_format=3, consolidated=False)
         shutil.rmtree(self.result_path, ignore_errors=True)
         os.replace(temporary, self.result_path)
+
+
+def write_task(file: Path, records: Mapping[str, ComponentRecord]) -> None:
+    """What a finished task measured, as a file: whole or not at all."""
+    arrays: dict[str, ndarray] = {"components": np.array(list(records))}
+    for i, record in enumerate(records.values()):
+        arrays |= {f"{i}/rise": record.rise, f"{i}/batch_loss": record.batch_loss}
+        for b, sums in enumerate(record.sums):
+            arrays |= {f"{i}/{b}/{key}": np.asarray(getattr(sums, key)) for key in sums.ARRAYS}
+    temporary = file.with_suffix(".part.npz")
+    np.savez(temporary, **arrays)
+    _settle(temporary, file)
+
+
+class TaskFile:
+    """A finished task on disk, of which any stretch of tokens can be read without the rest.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+                if archive.testzip() is not None:
+                    raise ValueError("a checksum differs")
+                self.places = {info.filename.removesuffix(".npy"): _place(raw, info) for info in archive.infolist()}
+                self.components = [str(name) for name in self._read(raw, "components")]
+        except (OSError, EOFError, ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it, and the same measurement makes it again"
+            ) from error
+
+    @property
+    def tokens(self) -> int:
+        """Probe tokens that it holds sums of."""
+        return self.places["0/0/mean_losses"][1][-1]
+
+    def record(self, component: str, first: int = 0, end: int | None = None) -> ComponentRecord:
+        """What the task measured of a component, of tokens ``first`` to ``end``."""
+        i, sums = self.components.index(component), []
+        with self.path.open("rb") as raw:
+            while f"{i}/{len(sums)}/count" in self.places:
+                block = f"{i}/{len(sums)}"
+                arrays = {name: self._read(raw, f"{block}/{name}") for name in CovarianceSums.SCALARS}
+                arrays |= {name: self._read(raw, f"{block}/{name}", first, end) for name in CovarianceSums.VECTORS}
+                sums.append(CovarianceSums.from_arrays(arrays))
+            return ComponentRecord(tuple(sums), self._read(raw, f"{i}/rise"), self._read(raw, f"{i}/batch_loss"))
+
+    def _read(self, raw, name: str, first: int = 0, end: int | None = None) -> ndarray:
+        """A stretch of the last axis of an array."""
+        begin, shape, kind = self.places[name]
+        *rows, length = shape or (1,)
+        first, end, _ = slice(first, end).indices(length)
+        found = np.empty((math.prod(rows), end - first), kind)
+        for row, into in enumerate(found):
+            raw.seek(begin + (row * length + first) * kind.itemsize)
+            into[:] = np.frombuffer(raw.read(into.nbytes), kind)
+        return found.reshape((*rows, end - first) if shape else ())
+
+
+def _place(raw, info: zipfile.ZipInfo) -> tuple[int, tuple[int, ...], np.dtype]:
+    """Where the numbers of an array begin that `numpy.savez` wrote, its shape, and its type."""
+    raw.seek(info.header_offset + 26)
+    raw.seek(sum(struct.unpack("<HH", raw.read(4))), os.SEEK_CUR)  # the name and the extra field
+    np.lib.format.read_magic(raw)
+    shape, _, kind = np.lib.format.read_array_header_1_0(raw)
+    return raw.tell(), shape, kind
+
+
+def finished_tasks(path: str | Path) -> dict[str, list[tuple[int, int] | None]]:
+    """Finished stretches of a run's probe windows, by the name of the whole task; None for all of it in one file."""
+    found: dict[str, list[tuple[int, int] | None]] = {}
+    for file in sorted((Path(path) / "tasks").glob("*.npz")):
+        whole, first, end = re.fullmatch(r"(.+?)(?:\.windows(\d+)-(\d+))?\.npz", file.name).groups()
+        if not whole.endswith(".part"):
+            found.setdefault(whole, []).append(None if first is None else (int(first), int(end)))
+    return found
 
 
 def open_result(path: str | Path):
@@ -244,14 +325,6 @@ def read_manifest(path: str | Path) -> dict:
         raise ValueError(f"{path} is not a run folder: it has no manifest.json") from None
     except json.JSONDecodeError:
         raise ValueError(f"{file} is damaged: it is not JSON") from None
-
-
-def _record(arrays: Mapping[str, ndarray], i: int) -> ComponentRecord:
-    sums = []
-    while f"{i}/{len(sums)}/count" in arrays:
-        block = f"{i}/{len(sums)}"
-        sums.append(CovarianceSums.from_arrays({key: arrays[f"{block}/{key}"] for key in CovarianceSums.ARRAYS}))
-    return ComponentRecord(tuple(sums), arrays[f"{i}/rise"], arrays[f"{i}/batch_loss"])
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import gc
+import logging
 import math
 import multiprocessing
 import os
@@ -12,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ from .estimator import CovarianceSums
 from .models import load_weights
 from .plan import Plan, Task, one_thread
 from .posterior import Settings, lockstep, stable_seed, team
-from .store import ComponentRecord
+from .store import ComponentRecord, joined, write_task
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Job:
     probe: ndarray
     settings: Settings
     blocks: int
+    tokens_per_pass: int | None = None
 
 
 CONTROL_DRAWS = 64
@@ -50,7 +53,7 @@ Report = Callable[[int], None]
 
 
 def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws: None) -> dict[str, ComponentRecord]:
-    """Sample the chains of a task in lockstep and sum up every draw.
+    """Sample the chains of a task in lockstep and sum up every draw on its shard of the probe windows.
 
     At each draw, g = L(w) - L(w*) is taken on the loss windows, and the excess loss d_xy = l_xy - L on the probe
     windows, relative to its value at w*: a constant that no estimator sees, and that would cost digits.
@@ -68,10 +71,13 @@ def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws
     chains = [chain for members in teams for chain in members]
     driven = engine.group([chain.name for chain in chains if chain.driven] or task.components)
     gradients = driven.minibatch_gradients(job.sampling, settings, task.chain)
-    loss, probe = group.cache(job.loss), group.cache(job.probe)
+    windows = job.probe if task.windows is None else job.probe[slice(*task.windows)]
+    loss, probe = group.cache(job.loss), group.cache(windows)
     loss_start = engine.losses(job.loss).double().mean()
-    probe_start = engine.losses(job.probe).double()
-    records = [Recorder(name, settings, task.chain, probe_start.numel(), job.blocks) for name in task.components]
+    probe_start = engine.losses(windows).double()
+    time = probe_start.shape[1]
+    stretches = _stretches(probe_start.numel(), time * max(1, engine.tokens_per_pass // time))
+    records = [Recorder(name, settings, task.chain, stretches, job.blocks) for name in task.components]
     for draw in lockstep(chains, gradients, settings):
         rise = group.losses(draw.positions, loss).double().mean(dim=(1, 2)) - loss_start
         excess = group.losses(draw.positions, probe).double() - probe_start - rise[:, None, None]
@@ -84,12 +90,20 @@ def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws
     return {record.name: record.finish() for record in records}
 
 
-class Recorder:
-    """Sums up the draws of one team, block by block."""
+def _stretches(tokens: int, most: int) -> list[slice]:
+    """The tokens of one pass of the engine after the other: the same ones together, wherever the probe text is cut."""
+    return [slice(first, min(first + most, tokens)) for first in range(0, tokens, most)]
 
-    def __init__(self, name: str, settings: Settings, chain: int, tokens: int, blocks: int):
-        self.name, self.settings, self.chain = name, settings, chain
-        self.sums = [CovarianceSums(tokens) for _ in range(blocks)]
+
+class Recorder:
+    """Sums up the draws of one team, block by block, and each stretch of tokens for itself.
+
+    A matrix product of other tokens, or of more, has other last bits (`CovarianceSums.control`).
+    """
+
+    def __init__(self, name: str, settings: Settings, chain: int, stretches: list[slice], blocks: int):
+        self.name, self.settings, self.chain, self.stretches = name, settings, chain, stretches
+        self.sums = [[CovarianceSums(part.stop - part.start) for part in stretches] for _ in range(blocks)]
         self.rise, self.batch_loss = np.empty((2, settings.draws))
         self.held: list[tuple[ndarray, ndarray]] = []
         self.block = 0
@@ -101,24 +115,28 @@ class Recorder:
         self.rise[index] = rise.mean()
         known = [value for value in batch_loss if not math.isnan(value)]
         self.batch_loss[index] = np.mean(known) if known else math.nan
-        sums, tilt = self.sums[self.block], self.settings.tilt
-        for own, losses in zip(rise, excess, strict=True):
-            sums.update(own, losses)
-        if tilt:
-            for above, below in zip(excess[::2], excess[1::2], strict=True):  # the order of Settings.members
-                sums.respond(above, below, tilt)
+        for part, sums in self._now():
+            for own, losses in zip(rise, excess[:, part], strict=True):
+                sums.update(own, losses)
+            if self.settings.tilt:
+                for above, below in zip(excess[::2, part], excess[1::2, part], strict=True):  # as Settings.members
+                    sums.respond(above, below, self.settings.tilt)
         self.held.append((rise, excess.astype(np.float32)))
         if len(self.held) * len(rise) >= CONTROL_DRAWS:
             self._control()
+
+    def _now(self) -> Iterator[tuple[slice, CovarianceSums]]:
+        """Stretches and their sums of this block."""
+        return zip(self.stretches, self.sums[self.block], strict=True)
 
     def _control(self) -> None:
         """Permute over the draws of all members, which are the draws of the sample covariance."""
         if self.held:
             rises, losses = (np.concatenate(part) for part in zip(*self.held, strict=True))
-            seed = stable_seed(
-                "controls", self.settings.seed, self.name, self.chain, self.block, self.sums[self.block].count
-            )
-            self.sums[self.block].control(rises, losses, seed)
+            count = self.sums[self.block][0].count
+            seed = stable_seed("controls", self.settings.seed, self.name, self.chain, self.block, count)
+            for part, sums in self._now():
+                sums.control(rises, losses[:, part], seed)
             self.held = []
 
     def _settle(self) -> None:
@@ -127,26 +145,51 @@ class Recorder:
 
     def finish(self) -> ComponentRecord:
         self._control()
-        return ComponentRecord(tuple(self.sums), self.rise, self.batch_loss)
+        blocks = [joined(self.sums.pop(0)) for _ in range(len(self.sums))]  # each let go as its copy is made
+        return ComponentRecord(tuple(blocks), self.rise, self.batch_loss)
 
 
 @functools.lru_cache(maxsize=1)
-def _engine(folder: str, device: str) -> Engine:
+def _engine(folder: str, device: str, tokens_per_pass: int | None) -> Engine:
     config, weights = load_weights(folder)
-    return Engine(Shape.from_config(config), {name: tensor.to(device) for name, tensor in weights.items()})
+    weights = {name: tensor.to(device) for name, tensor in weights.items()}
+    return Engine(Shape.from_config(config), weights, tokens_per_pass=tokens_per_pass)
 
 
 _report: Callable[[Task, int], None] = lambda task, draws: None  # noqa: E731
 
 
 def work(job: Job, task: Task) -> dict[str, ComponentRecord]:
-    """A task as a worker runs it."""
+    """A task as a worker runs it: what it measured."""
     with one_thread():
         _report(task, 0)  # a worker that was told to stop begins no other task
-        return run_task(_engine(job.folder, job.device), job, task, functools.partial(_report, task))
+        engine = _engine(job.folder, job.device, job.tokens_per_pass)
+        return run_task(engine, job, task, functools.partial(_report, task))
 
 
-def _start_worker(stop, done, slots: dict[Task, int]) -> None:
+_own: tuple[Job, Path] | None = None
+
+
+def _work_here(task: Task) -> None:
+    """A task as a local worker runs it: it writes the file itself.
+
+    Nothing large goes through the pool's pipes. A worker that is killed while it writes to one leaves half a message
+    that its parent waits for, and a lock that the other workers wait for: for ever.
+    """
+    job, folder = _own
+    write_task(folder / f"{task.name}.npz", work(job, task))
+    give_back()
+
+
+def give_back() -> None:
+    """Return freed memory to the system: the C library keeps it, in pieces that what comes next may not fit into."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+
+
+def _start_worker(job: Job, folder: Path, stop, done, slots: dict[Task, int]) -> None:
     """A local worker counts its draws where its parent looks, stops when told to, and dies with its parent."""
 
     def report(task: Task, draws: int) -> None:
@@ -154,8 +197,8 @@ def _start_worker(stop, done, slots: dict[Task, int]) -> None:
             raise KeyboardInterrupt
         done[slots[task]] += draws
 
-    global _report
-    _report = report
+    global _report, _own
+    _report, _own = report, (job, folder)
     gc.freeze()  # so that no collection touches, and so copies, the memory that workers share
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
     parent = multiprocessing.parent_process()
@@ -185,29 +228,38 @@ def check_executor(executor, workers: int | None) -> None:
 
 @contextmanager
 def open_executor(
-    executor, workers: int | None, job: Job, tasks: list[Task], advance: Advance
-) -> Iterator[tuple[Executor, object]]:
-    """Where tasks run, and the job as they get it there."""
+    executor, workers: int | None, job: Job, folder: Path, tasks: list[Task], advance: Advance
+) -> Iterator[Callable[[Task], Future]]:
+    """Where tasks run: what submits one. Its result is what it measured, or None where it is in ``folder`` already."""
     if isinstance(executor, Executor):
-        yield executor, job
+        yield functools.partial(executor.submit, work, job)
     elif executor == "local":
         count = workers or (1 if job.device.startswith("cuda") else available_cores())
-        with _local(min(count, len(tasks)), tasks, advance) as pool:
-            yield pool, job
+        with _local(min(count, len(tasks)), job, folder, tasks, advance) as pool:
+            yield functools.partial(pool.submit, _work_here)
     else:
         from distributed import Client
 
         client = executor if isinstance(executor, Client) else _connect(executor)
         try:
-            yield client.get_executor(pure=False), client.scatter(job, broadcast=True, hash=False)
+            yield functools.partial(client.get_executor(pure=False).submit, work, _scattered(client, job))
         finally:
             if client is not executor:
                 client.close()
 
 
+def _scattered(client, job: Job):
+    """The job where the workers of a cluster are."""
+    try:
+        return client.scatter(job, broadcast=True, hash=False)
+    except TimeoutError as error:
+        raise ValueError("the Dask cluster has no workers: start some, and measure again") from error
+
+
 def _connect(address: str):
     from distributed import Client
 
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler: we say it in one line
     try:
         return Client(address)
     except OSError as error:
@@ -245,12 +297,14 @@ def start_forkserver() -> multiprocessing.context.BaseContext:
 
 
 @contextmanager
-def _local(count: int, tasks: list[Task], advance: Advance) -> Iterator[Executor]:
+def _local(count: int, job: Job, folder: Path, tasks: list[Task], advance: Advance) -> Iterator[Executor]:
     """Processes of this machine. They share two pieces of memory with this one, so a dead worker can hold no lock."""
     context = start_forkserver()
     stop, done = context.RawValue("b", 0), context.RawArray("q", len(tasks))
     slots = {task: i for i, task in enumerate(tasks)}
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(stop, done, slots))
+    give_back()
+    given = (job, folder, stop, done, slots)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=given)
     try:
         with advance.watching(done):
             yield pool

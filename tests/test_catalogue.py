@@ -1,7 +1,11 @@
 """The catalogue: text stays text, and search, families, order, keys and links work in a real browser."""
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import cardmaking
 import numpy as np
@@ -84,6 +88,50 @@ def test_page_without_script_says_it_all(made):
 def test_a_folder_that_is_not_there(made, tmp_path):
     with pytest.raises(ValueError, match="cannot be written: No such file or directory"):
         catalogue.write(made, tmp_path / "nowhere")
+
+
+PAGES = """
+import functools, sys, types
+import numpy as np
+from spectrolib import shipped
+
+sys.path.insert(0, sys.argv[1])
+import spectrum_pages
+
+result = shipped.result().isel(token=slice(0, 20 * 128))  # of 160 windows
+shipped.result = lambda: result
+shipped.layout = lambda: np.random.default_rng(0).normal(size=(len(shipped.vectors()), 2))
+html = types.SimpleNamespace(format="html")
+for folder in sys.argv[2:]:
+    spectrum_pages.write_pages(types.SimpleNamespace(builder=html, outdir=folder), None)
+    for name in ("vectors", "clusters", "features", "cards"):
+        getattr(shipped, name).cache_clear()
+"""
+
+
+def test_the_pages_of_the_book_are_the_same_bytes_every_time(tmp_path):
+    """The catalogue and the map of a part of the shipped measurement: twice in a process, and in one whose sets and
+    dictionaries of strings have another order."""
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        folder.mkdir()
+    extension = Path(__file__).resolve().parents[1] / "book" / "_ext"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PAGES, str(extension), *map(str, mine)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed, mine in (("1", folders[:2]), ("2", folders[2:]))
+    ]
+    for process in running:
+        _, error = process.communicate()
+        assert process.returncode == 0, error
+    for name in ("catalogue.html", "map.html"):
+        first, *others = ((folder / name).read_bytes() for folder in folders)
+        assert len(first) > 50_000 and all(other == first for other in others), name
+    assert (folders[0] / "catalogue.html").read_text(encoding="utf-8").count("<article ") > 3
 
 
 def test_hostile_text_is_text(chromium, attacked):

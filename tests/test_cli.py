@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import spectrolib
 from spectrolib import cli, profiles
+from spectrolib.engine import TOKENS_PER_PASS
 from spectrolib.store import open_result
 
 SPECTRO = [sys.executable, "-m", "spectrolib.cli"]
@@ -132,6 +133,36 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(folder, text, small, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_shards_and_memory_are_planned_for(folder, text, small, tmp_path):
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0")
+    code, out, _ = spectro(*run, "--dry-run", "--memory", "2GB")
+    assert code == 0
+    memory = re.search(r"^memory +about (\d+) MB a worker for the largest task: model [^:]*$", out, re.M)
+    assert memory and 250 < int(memory[1]) < 300 and "process 250 MB" in out and "for the result" in out
+    refusal = refused(*run, "--memory", "250MB")
+    assert re.search(r"a worker needs at least 25\d MB of memory, more than 250 MB: model .*process 250 MB", refusal)
+    assert "'lots' is no size of memory" in refused(*run, "--memory", "lots")
+    assert "shards must be at least 1, got 0" in refused(*run, "--shards", 0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_shards_says_how_far_it_is(folder, text, small, monkeypatch, tmp_path):
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 8)  # so that the three windows are three passes
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0")
+    code, out, error = spectro(*run, "--shards", 2, "--workers", 1)
+    assert code == 0, error
+    steps = 2 * 2 * 2 * 2 * (6 + 2 * 3) * 4 * 8  # shards, sampled, chains, driven members; steps; a batch of 4 windows
+    losses = 2 * 2 * 4 * 2 * (3 + 2 * 2) * 8  # sampled, chains, members, draws; windows, those for L(w) for each shard
+    cost = (
+        f"8 tasks in 2 shards, each of which repeats the chains; {steps:.3g} tokens through steps, {losses:.3g} token"
+    )
+    assert cost in re.sub(r"\s+", " ", out)
+    assert re.search(r"task 8 of 8: \S+\.windows\d+-\d+", error)
+    assert "4 of 4 tasks are done" in spectro("info", tmp_path / "run")[1]
+    sorted((tmp_path / "run" / "tasks").glob("full.chain1.*"))[0].unlink()
+    assert "3 of 4 tasks are done, 1 in part" in spectro("info", tmp_path / "run")[1]
+
+
 def test_the_version_is_that_of_the_package():
     assert spectro("--version") == (0, f"spectro {spectrolib.__version__}\n", "")
 
@@ -150,6 +181,7 @@ def test_the_version_is_that_of_the_package():
         (("--model", "no/such/model/anywhere"), "no model folder 'no/such/model/anywhere'"),
         (("--text", "no-such-file.txt"), "no such file or folder: no-such-file.txt"),
         (("--text", "a", "--data", "b"), "give --text or --data, not both"),
+        (("--device", "abacus"), "unknown device 'abacus'"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):

@@ -30,6 +30,7 @@ from spectrolib.measure import WorkerDied, measure
 from spectrolib.models import LanguageModel
 from spectrolib.plan import Task, evaluation_operations, step_operations
 from spectrolib.posterior import ChainError, sample
+from spectrolib.store import RunFolder
 from spectrolib.workers import available_cores
 
 
@@ -265,6 +266,41 @@ def test_a_broken_pool_is_one_clear_error(folder, tmp_path):
 
     with pytest.raises(WorkerDied, match="Finished tasks are kept"):
         measure(plan(folder), tmp_path / "run", executor=Broken(), progress=False)
+
+
+@pytest.mark.parametrize("gone", ["worker", "scheduler"])
+def test_a_cluster_that_is_gone_is_one_clear_error(folder, tmp_path, gone):
+    """Dask's own errors, as a client's futures give them."""
+    distributed = pytest.importorskip("distributed")
+
+    class Gone(Inline):
+        def submit(self, function, /, *args, **kwargs):
+            future = super().submit(function, *args, **kwargs)
+            if len(self.tasks) < 3:
+                return future
+            future = Future()
+            if gone == "scheduler":
+                future.cancel()
+                future.set_running_or_notify_cancel()
+            else:
+                future.set_exception(distributed.KilledWorker("a task", None, 3))
+            return future
+
+    words = {"worker": "workers of the Dask cluster died", "scheduler": "the Dask scheduler, .*, is lost"}
+    with pytest.raises(WorkerDied, match=words[gone] + r".*Finished tasks are kept"):
+        measure(plan(folder), tmp_path / "run", executor=Gone(), progress=False)
+    assert len(list((tmp_path / "run" / "tasks").iterdir())) == 2
+
+
+def test_local_workers_write_their_tasks_themselves(folder, whole, tmp_path, monkeypatch):
+    """Large results in a pipe are a deadlock once a worker dies in the middle of one."""
+
+    def forbidden(*_):
+        raise AssertionError("a result came through the pipe")
+
+    monkeypatch.setattr(RunFolder, "save_task", forbidden)
+    measure(plan(folder), tmp_path / "run", workers=2, progress=False)
+    assert files(tmp_path / "run") == files(whole)
 
 
 def test_a_finished_run_is_not_touched(folder, whole):

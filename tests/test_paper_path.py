@@ -23,14 +23,16 @@ import xarray as xr
 from conftest import random_gpt_neox
 from measuring import SETTINGS, Inline, files
 from safetensors.torch import save_file
+from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
-from spectrolib import cli, profiles, scale, tokenmap
+from spectrolib import cli, matching, profiles, scale, tokenmap
 from spectrolib.clustering import open_clusters
-from spectrolib.corpus import BUNDLED
+from spectrolib.corpus import BUNDLED, local_documents
 from spectrolib.measure import measure
 from spectrolib.models import load_model
 from spectrolib.neox import Architecture, initial_weights
+from spectrolib.plan import text_windows
 from spectrolib.store import open_result, read_manifest
 
 NAME = "EleutherAI/pythia-14m"
@@ -197,6 +199,37 @@ def test_from_a_name_to_the_map(hub, small, text, tmp_path, monkeypatch):
     assert f"clusters {len(found.sizes)}" in cards and (run / "catalogue.html").exists()
     mapped = spectro("map", run, "--k", 12)
     assert f"of {len(found.sizes)} clusters" in mapped and '"tokens":180' in (run / "map.html").read_text()
+
+    model = load_model(NAME, device="cpu")
+    probe = text_windows(small, model, local_documents(text), str(text))["probe"]
+    assert probe.hash == manifest["windows"]["probe"]["hash"]
+    features = write_sparsify(tmp_path / "sae", model, probe)
+    matched = spectro("match", run, "--dictionaries", tmp_path / "sae", "--permutations", 20)
+    assert f"clusters {len(found.sizes)}, of {(found.labels >= 0).sum()} of 180 tokens" in matched
+    tables = {table["at"]: table for table in matching.open_matches(run)["matches"]}
+    for at, places in {"predicted": features[:, 1:], "context": features[:, :-1]}.items():
+        for cluster in range(len(found.sizes)):
+            scores = [f1_score(found.labels == cluster, places[..., f].ravel()) for f in range(places.shape[-1])]
+            assert tables[at]["f1"][cluster] == pytest.approx(max(scores))
+
+
+def write_sparsify(folder: Path, model, windows, site: str = "layers.3", k: int = 3) -> np.ndarray:
+    """A dictionary of 12 random directions, in the format of EleutherAI/sae-pythia-70m-32k; where it is active.
+
+    That is by transformers and the formula: (windows, time, features).
+    """
+    generator = torch.Generator().manual_seed(0)
+    encoder, bias = torch.randn(12, 128, generator=generator), torch.zeros(128)
+    (folder / site).mkdir(parents=True)
+    tensors = {"encoder.weight": encoder, "encoder.bias": torch.zeros(12), "W_dec": encoder.clone(), "b_dec": bias}
+    save_file(tensors, folder / site / "sae.safetensors")
+    config = {"expansion_factor": 1, "normalize_decoder": True, "num_latents": 12, "k": k, "signed": False, "d_in": 128}
+    (folder / site / "cfg.json").write_text(json.dumps(config))
+    with torch.no_grad():
+        ids = torch.as_tensor(windows.ids, dtype=torch.int64)
+        reached = model.model(ids, output_hidden_states=True).hidden_states[4] @ encoder.T  # after layer 3
+    largest = reached.topk(k, dim=-1).values[..., -1:]
+    return ((reached >= largest) & (reached > 0)).numpy()
 
 
 # Beyond one process

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from spectrolib import cli, scale
-from spectrolib.components import Shape, blocks
+from spectrolib.components import Shape, blocks, size
 from spectrolib.engine import Engine
 from spectrolib.estimator import CovarianceSums
 from spectrolib.neox import Architecture, initial_weights
@@ -53,6 +53,26 @@ def test_sizes_are_those_of_the_family(name, weights, components):
     assert len(scale.Work(scale.shape_of(name), 1).components) == components
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "components"),
+    [
+        ("openai-community/gpt2", 124_439_808, 157),
+        ("gpt2-medium", 354_823_168, 409),
+        ("gpt2-large", 774_030_080, 757),
+        ("gpt2-xl", 1_557_611_200, 1249),
+        ("HuggingFaceTB/SmolLM2-135M", 134_515_008, 121),
+        ("meta-llama/Llama-3.2-1B", 1_235_814_400, 145),
+        ("Qwen/Qwen2.5-0.5B", 494_032_768, 73),
+        ("Qwen/Qwen3-0.6B", 596_049_920, 253),
+    ],
+)
+def test_sizes_of_other_families_are_those_that_their_makers_publish(name, weights, components):
+    """Components: groups of heads in each layer, its MLP, and the embedding that is the unembedding too."""
+    shape = scale.shape_of(name)
+    assert scale.parameters(shape) == weights
+    assert len(scale.Work(shape, 1).components) == components == shape.layers * (shape.groups + 1) + 1
+
+
 def test_the_bundled_model_and_folders_have_their_own_shape():
     from spectrolib.models import load_model
 
@@ -64,7 +84,7 @@ def test_parameters_of_components_are_those_of_their_blocks():
     shape, weights = Shape.from_config(SMALL.config()), initial_weights(SMALL, 0)
     for name in ("l1h2", "l0 mlp", "embed", "unembed", "full"):
         held = sum(block.of(weights).numel() for block in blocks(name, shape, tuple(weights)))
-        assert scale.component_parameters(name, shape) == held
+        assert size(name, shape) == held
 
 
 # Operations
@@ -201,8 +221,6 @@ def test_what_does_not_fit_fits_in_shorter_passes_and_parts():
         assert sum(scale.memory(part, tokens_per_pass=found.tokens_per_pass).values()) <= limit
     assert found == scale.Fit(65_536, 1)
     assert scale.fit(job, 1e9) is None
-    cut = scale.in_parts(job, 4)
-    assert scale.operations(job) < cut < 4 * scale.operations(job)
 
 
 # Graph and clusters
@@ -256,7 +274,7 @@ def test_the_command_says_what_the_numbers_say():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"--model": "gpt2"}, "no shape is known of model 'gpt2': give one of pythia-14m"),
+        ({"--model": "opt-125m"}, "no shape is known of model 'opt-125m': give one of pythia-14m"),
         ({"--tokens": "many"}, "'many' is no count: write it like 20000, 20k or 4.25M"),
         ({"--tokens": "0.5"}, "'0.5' is no count"),
         ({"--card": "abacus"}, "unknown card 'abacus': it must be one of h200"),
