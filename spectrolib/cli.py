@@ -84,18 +84,24 @@ def measure(
     model: Annotated[str, typer.Option(help="bundled, a folder, or a name on the hub; by default the profile's.")] = "",
     text: Annotated[str, typer.Option(help="Local text file or folder to take all windows from.")] = "",
     data: Annotated[str, typer.Option(help="Data set on the hub to take all windows from.")] = "",
+    probe: Annotated[str, typer.Option(help="Local text to take the probe windows from; the others stay.")] = "",
     components: Annotated[str, typer.Option(help='Such as "l0h0, l3 mlp, embed"; by default all.')] = "",
     estimator: Annotated[str, typer.Option(help="two_chain or one_chain.")] = "two_chain",
     nbeta: Annotated[float | None, typer.Option(help="Weight of the loss, nβ; 0 is the control.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Localisation γ.")] = None,
     step_size: Annotated[float | None, typer.Option(help="Step size ε.")] = None,
     draws: Annotated[int | None, typer.Option(help="Draws of each chain.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps between draws.")] = None,
     chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Chains on their own instead of teams, more draws.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of noise and minibatches.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     memory: Annotated[
         str, typer.Option(help="What a worker may need, such as 4GB: fixes shards.", show_default="no limit")
+    ] = "",
+    bank: Annotated[
+        str,
+        typer.Option(help="Folder of draws: those that it holds are not sampled again.", show_default="none"),
     ] = "",
     shards: Annotated[int, typer.Option(help="Parts of the probe text, each a task: less memory, more to spread.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; by default cuda where there is one.")] = "auto",
@@ -112,18 +118,19 @@ def measure(
     from .workers import start_forkserver
 
     overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
+    overrides["steps_between_draws"] = steps
     with _one_line_errors():
         settings = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
         constants, changes = _changes(profile, text, data, components, estimator, settings, plain)
         limit, changes["shards"] = bytes_of(memory) if memory else None, shards
         if not dry_run:
             start_forkserver()  # it imports what the workers need while this process imports what it needs
-        plan = fitted(_plan(constants, changes, model, text, data, device), out, limit)
-        _print_plan(plan, workers)
+        plan = fitted(_plan(constants, changes, model, text, data, probe, device), out, limit)
+        _print_plan(plan, workers, bank)
         if dry_run:
             return
         try:
-            result = carry_out(plan, out, executor=executor, workers=workers)
+            result = carry_out(plan, out, executor=executor, workers=workers, bank=bank or None)
         except KeyboardInterrupt:
             finished = finished_tasks(out)
             done = sum(map(len, finished.values()))
@@ -150,19 +157,22 @@ def _changes(
     return constants, changes
 
 
-def _plan(constants: Profile, changes: dict, model: str, text: str, data: str, device: str) -> Plan:
+def _plan(constants: Profile, changes: dict, model: str, text: str, data: str, probe: str, device: str) -> Plan:
     from .corpus import hub_documents, local_documents
     from .models import load_model
-    from .plan import Plan, text_windows
+    from .plan import Plan, probe_windows, text_windows
 
     documents = local_documents(text) if text else hub_documents(data) if data else None
     language_model = load_model(model or constants.model, device=device)
     if documents is not None:
         changes = changes | text_windows(constants, language_model, documents, text or data)
+    if probe:
+        changes = changes | {"probe": probe_windows(constants, language_model, local_documents(probe), probe)}
     return Plan.from_profile(constants, model=language_model, **changes)
 
 
-def _print_plan(plan: Plan, workers: int | None) -> None:
+def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
+    from .bank import size
     from .scale import Work, disk, need
     from .workers import available_cores
 
@@ -190,6 +200,8 @@ def _print_plan(plan: Plan, workers: int | None) -> None:
         + f"; then {_bytes(disk(Work.of(plan))['result'])} for the result",
         "time": f"about {_duration(cost.seconds(count))} on {count} cores",
     }
+    if bank:
+        rows["draws"] = f"kept in {bank}, {_bytes(size(Work.of(plan)))} in all; those that are there cost no steps"
     _print_rows(rows)
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from . import estimator
+from .bank import open_bank
 from .components import FULL
 from .corpus import Windows
 from .engine import Engine
@@ -44,6 +45,7 @@ def measure(
     executor="local",
     workers: int | None = None,
     memory: float | None = None,
+    bank: str | Path | None = None,
     progress: bool = True,
 ):
     """Carry out a plan, or what is left of it, and return its result.
@@ -57,20 +59,23 @@ def measure(
             of its scheduler. Workers of other machines must see the model's folder under the same path.
         workers: processes of the local executor; by default as many as there are cores, or one on a GPU.
         memory: bytes that a worker may need, as counted by `spectrolib.scale.memory`; see `fitted`.
+        bank: a folder of draws (`spectrolib.bank`): those that it holds are not sampled again, others are kept there.
+            Workers of other machines must see it under the same path. The result is the same without it.
         progress: whether to show progress: a bar in a terminal, else a line for each finished task.
 
     Returns:
         The result as an `xarray.Dataset` (`assemble` says what it holds), as it lies in ``out/result.zarr``.
 
     Raises:
-        ValueError: if the folder belongs to another plan or cannot be written, if executor or workers make no sense, or
-            if the smallest shards need more than ``memory``.
+        ValueError: if the folder belongs to another plan or cannot be written, or the bank to other chains; if executor
+            or workers make no sense, or if the smallest shards need more than ``memory``.
         ChainError: if a chain leaves the neighbourhood of w*; what other tasks finished is kept.
         WorkerDied: if a process was killed from outside, for lack of memory for example, or a cluster's scheduler is
             lost.
     """
     check_executor(executor, workers)
     plan = fitted(plan, out, memory)
+    kept = None if bank is None else str(open_bank(bank, plan).path.resolve())
     run = RunFolder(out, plan.manifest())
     left = plan.left(run.finished())
     if left:
@@ -83,6 +88,7 @@ def measure(
             settings=plan.settings,
             blocks=plan.blocks,
             tokens_per_pass=plan.tokens_per_pass,
+            bank=kept,
         )
         with (
             show_progress(plan, left, progress) as advance,

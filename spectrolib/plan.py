@@ -212,14 +212,27 @@ def text_windows(
     Raises:
         ValueError: if the model has no tokenizer, or the documents hold too little text.
     """
-    if model.tokens is None:
-        raise ValueError(f"model {model.name!r} has no tokenizer to cut text into windows with")
     sizes = {"sampling": profile.sampling_windows, "loss": profile.loss_windows, "probe": profile.probe_windows}
     total = sum(sizes.values())
-    windows = windows_from_documents(documents, model.tokens, length=profile.length, count=total, seed=0, source=source)
+    windows = _cut_text(profile, model, documents, total, source)
     order = np.random.default_rng(0).permutation(total)
     parts = np.split(order, np.cumsum(list(sizes.values()))[:-1])
     return {role: windows.take(np.sort(part)) for role, part in zip(sizes, parts, strict=True)}
+
+
+def probe_windows(profile: Profile, model: LanguageModel, documents: Iterable[Document], source: str) -> Windows:
+    """Probe windows alone, of the profile's length and number, cut from any documents.
+
+    Raises:
+        ValueError: as `text_windows`.
+    """
+    return _cut_text(profile, model, documents, profile.probe_windows, source)
+
+
+def _cut_text(profile: Profile, model: LanguageModel, documents: Iterable[Document], count: int, source: str):
+    if model.tokens is None:
+        raise ValueError(f"model {model.name!r} has no tokenizer to cut text into windows with")
+    return windows_from_documents(documents, model.tokens, length=profile.length, count=count, seed=0, source=source)
 
 
 def _spread(available: int, wanted: int) -> Int[ndarray, " wanted"]:

@@ -59,29 +59,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, manifest: Mapping):
-        self.path = Path(path)
-        text = json.dumps(manifest, indent=2, sort_keys=True)
-        stored, ours = self.path / "manifest.json", ("tasks", "manifest.part")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ours)
-            if strangers and not stored.exists():
-                raise ValueError(
-                    f"{self.path} is not a run folder and not empty (it holds {strangers[0]}): name a new folder"
-                )
-            (self.path / "tasks").mkdir(exist_ok=True)
-            _write(self.path / "tasks" / "writable", b"")  # now, rather than after an hour
-            (self.path / "tasks" / "writable").unlink()
-            if not stored.exists():
-                _write(stored, text.encode())
-        except OSError as error:
-            raise ValueError(f"the run folder {self.path} cannot be written: {error.strerror or error}") from error
-        held = read_manifest(self.path)
-        if held != json.loads(text):
-            raise ValueError(
-                f"{self.path} belongs to another plan ({'; '.join(_differences(held, json.loads(text)))}): "
-                "name a new folder, or repeat that plan"
-            )
+        self.path = claim(path, manifest, inside="tasks")
 
     def task_file(self, name: str) -> Path:
         return self.path / "tasks" / f"{name}.npz"
@@ -131,6 +109,44 @@ class RunFolder:
         os.replace(temporary, self.result_path)
 
 
+def claim(
+    path: str | Path, manifest: Mapping, kind: str = "run folder", of: str = "another plan", inside: str = ""
+) -> Path:
+    """A folder that belongs to what the manifest says, from now on if it is new.
+
+    Args:
+        path: created if it is not there.
+        manifest: JSON-able values.
+        kind, of: what messages call the folder, and what another owner of it.
+        inside: a folder within it that is made, and that must be writable.
+
+    Raises:
+        ValueError: if the folder holds another manifest (the message says where they differ), holds other files, or
+            cannot be written.
+    """
+    path, text = Path(path), json.dumps(manifest, indent=2, sort_keys=True)
+    stored, ours = path / "manifest.json", (inside, "manifest.part")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
+        if strangers and not stored.exists():
+            raise ValueError(f"{path} is not a {kind} and not empty (it holds {strangers[0]}): name a new folder")
+        (path / inside).mkdir(exist_ok=True)
+        _write(path / inside / "writable", b"")  # now, rather than after an hour
+        (path / inside / "writable").unlink()
+        if not stored.exists():
+            _write(stored, text.encode())
+    except OSError as error:
+        raise ValueError(f"the {kind} {path} cannot be written: {error.strerror or error}") from error
+    held = read_manifest(path)
+    if held != json.loads(text):
+        raise ValueError(
+            f"{path} belongs to {of} ({'; '.join(_differences(held, json.loads(text)))}): "
+            "name a new folder, or repeat that plan"
+        )
+    return path
+
+
 def write_task(file: Path, records: Mapping[str, ComponentRecord]) -> None:
     """What a finished task measured, as a file: whole or not at all."""
     arrays: dict[str, ndarray] = {"components": np.array(list(records))}
@@ -140,7 +156,7 @@ def write_task(file: Path, records: Mapping[str, ComponentRecord]) -> None:
             arrays |= {f"{i}/{b}/{key}": np.asarray(getattr(sums, key)) for key in sums.ARRAYS}
     temporary = file.with_suffix(".part.npz")
     np.savez(temporary, **arrays)
-    _settle(temporary, file)
+    settle(temporary, file)
 
 
 class TaskFile:
@@ -258,7 +274,7 @@ def pack(result, path: str | Path, variables: Iterable[str] = ()) -> Path:
     with zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(parts):
             archive.writestr(zipfile.ZipInfo(name), parts[name].to_bytes())  # without the time of writing
-    _settle(temporary, path)
+    settle(temporary, path)
     return path
 
 
@@ -330,10 +346,10 @@ def read_manifest(path: str | Path) -> dict:
 def _write(path: Path, data: bytes) -> None:
     temporary = path.with_suffix(".part")
     temporary.write_bytes(data)
-    _settle(temporary, path)
+    settle(temporary, path)
 
 
-def _settle(temporary: Path, path: Path) -> None:
+def settle(temporary: Path, path: Path) -> None:
     """Force the file to disk, then give it its name."""
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())

@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 from numpy import ndarray
 
+from .bank import Bank
 from .components import Shape
 from .engine import Engine
 from .estimator import CovarianceSums
 from .models import load_weights
 from .plan import Plan, Task, one_thread
-from .posterior import Settings, lockstep, stable_seed, team
+from .posterior import Chain, Draw, Settings, lockstep, stable_seed, team
 from .store import ComponentRecord, joined, write_task
 
 
@@ -43,6 +44,8 @@ class Job:
     settings: Settings
     blocks: int
     tokens_per_pass: int | None = None
+    bank: str | None = None
+    """Folder where draws are kept (`spectrolib.bank`)."""
 
 
 CONTROL_DRAWS = 64
@@ -53,7 +56,8 @@ Report = Callable[[int], None]
 
 
 def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws: None) -> dict[str, ComponentRecord]:
-    """Sample the chains of a task in lockstep and sum up every draw on its shard of the probe windows.
+    """Sample the chains of a task in lockstep, or take their draws from the bank, and sum up every draw on its shard of
+    the probe windows.
 
     At each draw, g = L(w) - L(w*) is taken on the loss windows, and the excess loss d_xy = l_xy - L on the probe
     windows, relative to its value at w*: a constant that no estimator sees, and that would cost digits.
@@ -69,8 +73,6 @@ def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws
         for name, start in zip(task.components, group.start[::size], strict=True)
     ]
     chains = [chain for members in teams for chain in members]
-    driven = engine.group([chain.name for chain in chains if chain.driven] or task.components)
-    gradients = driven.minibatch_gradients(job.sampling, settings, task.chain)
     windows = job.probe if task.windows is None else job.probe[slice(*task.windows)]
     loss, probe = group.cache(job.loss), group.cache(windows)
     loss_start = engine.losses(job.loss).double().mean()
@@ -78,7 +80,7 @@ def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws
     time = probe_start.shape[1]
     stretches = _stretches(probe_start.numel(), time * max(1, engine.tokens_per_pass // time))
     records = [Recorder(name, settings, task.chain, stretches, job.blocks) for name in task.components]
-    for draw in lockstep(chains, gradients, settings):
+    for draw in _draws(engine, job, task, chains):
         rise = group.losses(draw.positions, loss).double().mean(dim=(1, 2)) - loss_start
         excess = group.losses(draw.positions, probe).double() - probe_start - rise[:, None, None]
         for chain, own in zip(chains, rise.tolist(), strict=True):
@@ -88,6 +90,18 @@ def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws
             record.take(draw.index, rise[mine].cpu().numpy(), excess[mine].flatten(1).cpu().numpy(), draw.losses[mine])
         report(len(teams))
     return {record.name: record.finish() for record in records}
+
+
+def _draws(engine: Engine, job: Job, task: Task, chains: list[Chain]) -> Iterator[Draw]:
+    """The draws of a task's chains: those of the bank if it has them, else sampled, and kept there."""
+    bank = None if job.bank is None else Bank(job.bank)
+    kept = None if bank is None else bank.draws(task.components, task.chain, job.settings, engine.device)
+    if kept is not None:
+        return kept
+    driven = engine.group([chain.name for chain in chains if chain.driven] or task.components)
+    gradients = driven.minibatch_gradients(job.sampling, job.settings, task.chain)
+    sampled = lockstep(chains, gradients, job.settings)
+    return sampled if bank is None else bank.keep(sampled, chains, job.settings)
 
 
 def _stretches(tokens: int, most: int) -> list[slice]:

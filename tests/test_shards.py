@@ -212,11 +212,13 @@ def test_putting_a_result_together_takes_as_much_memory_for_many_chains_as_for_f
         for task in job.tasks:
             tokens = 6 * (task.windows[1] - task.windows[0])
             run.save_task(task.name, {name: record(rng, tokens) for name in task.components})
-        assemble(job, run)  # whatever is imported
-        tracemalloc.start()
-        size = sum(values.nbytes for values in assemble(job, run).variables.values())
-        peaks[chains] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        seen = []
+        for _ in range(2):  # the lesser: in one of them Python may enlarge a table of its own, by megabytes
+            tracemalloc.start()
+            size = sum(values.nbytes for values in assemble(job, run).variables.values())
+            seen.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        peaks[chains] = min(seen)
     held = sum(file.stat().st_size for file in (tmp_path / "6" / "tasks").iterdir())
     assert held > 6 * size
     assert peaks[6] < 1.15 * peaks[2]  # an index of each file
