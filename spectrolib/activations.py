@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .corpus import Windows, bundled_windows, local_documents
 from .engine import Engine
-from .layers import attention_of, mlp_of, norm
+from .layers import attention_of, mlp_of, norm, norms_of
 from .plan import text_windows
 from .profiles import PAPER
 
@@ -48,7 +48,7 @@ def parts(engine: Engine, ids: Int[Tensor, "windows time"], layer: int) -> dict[
     if layer < 0:
         return {"residual": before}
     shape, weights = engine.shape, engine.weights
-    before_attention, before_mlp = (shape.where.layer.format(layer) + name for name in shape.where.norms)
+    before_attention, before_mlp = norms_of(shape, layer)
     attention, mlp = attention_of(weights, shape, layer), mlp_of(weights, shape, layer)
     windows = norm(before, weights, before_attention, shape).view(*ids.shape, -1)
     added = attention.out(attention.context(windows, shape, engine.rotary), shape).flatten(0, 1)
@@ -79,6 +79,10 @@ def activations(model, windows, site: str) -> Float[ndarray, "windows time axes"
     engine = model if isinstance(model, Engine) else Engine.of(model)
     layer, part = place(site, engine.shape.layers)
     ids = engine.ids(windows)
+    if engine.shape.longest and ids.shape[1] > engine.shape.longest:  # here the last token is read too
+        raise ValueError(
+            f"windows must hold at most {engine.shape.longest} tokens to be read whole, got {ids.shape[1]}"
+        )
     chunks = ids.split(max(1, engine.tokens_per_pass // ids.shape[1]))
     found = [parts(engine, chunk, layer)[part].view(*chunk.shape, -1).cpu() for chunk in chunks]
     return torch.cat(found).numpy()

@@ -7,9 +7,7 @@ too (`naming`), but nothing here needs one.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from .estimator import standardise
 from .features import Features, describe
 from .rules import Estimate, Rule, Shared
 from .runningtext import RunningText, running_text
+from .store import open_json, save_json
 
 if TYPE_CHECKING:
     from .clustering import Clustering
@@ -336,15 +335,8 @@ def save_cards(found: Iterable[Card], folder: str | Path, about: Mapping | None 
     Raises:
         ValueError: if the folder cannot be written.
     """
-    file = Path(folder) / "cards.json"
     content = {"format": FORMAT, "about": dict(about or {}), "cards": [_plain(asdict(card)) for card in found]}
-    try:
-        temporary = file.with_suffix(".json.part")
-        temporary.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
-    return file
+    return save_json(folder, "cards.json", content)
 
 
 def open_cards(folder: str | Path) -> list[Card]:
@@ -353,16 +345,7 @@ def open_cards(folder: str | Path) -> list[Card]:
     Raises:
         ValueError: if there are none, or the file is damaged or of another format.
     """
-    file = Path(folder) / "cards.json"
-    if not file.exists():
-        raise ValueError(f"{folder} holds no cards (no cards.json): run `spectro cards {folder}`")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']} instead of {FORMAT}")
-        return [_read(card) for card in content["cards"]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): run `spectro cards {folder}` again") from error
+    return open_json(folder, "cards.json", FORMAT, "cards", lambda held: [_read(card) for card in held["cards"]])
 
 
 def _plain(value):

@@ -252,6 +252,8 @@ def _gpt2_shape(config: Mapping) -> dict:
 
 def _llama_shape(config: Mapping) -> dict:
     rope, qwen = _rope(config), config["model_type"].startswith("qwen")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(f"partial_rotary_factor is {rope['partial_rotary_factor']}: only whole heads are turned here")
     heads, width = config["num_attention_heads"], config["hidden_size"]
     dim = config.get("head_dim") or (128 if config["model_type"] == "qwen3" else width // heads)
     biased = config["model_type"] == "qwen2", config.get("attention_bias", False), config.get("mlp_bias", False)

@@ -27,7 +27,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .components import FULL, Heads, Shape, blocks, check, gather, head_blocks, layer_of, split
-from .layers import FrozenHalves, FrozenLayer, Rotary, attention_of, embed, forward, norm, retrace, some_heads, some_mlp
+from .layers import (
+    FrozenHalves,
+    FrozenLayer,
+    Rotary,
+    attention_of,
+    embed,
+    forward,
+    norm,
+    norms_of,
+    retrace,
+    some_heads,
+    some_mlp,
+)
 from .models import LanguageModel
 from .posterior import Gradients, Settings, minibatches
 
@@ -348,7 +360,7 @@ class Group:
             return _Prepared(cached.ids, {"unembed": self.engine.hidden(x)}, {})
         shape, out = self.engine.shape, self.attention.out
         context, after = cached.context.flatten(0, 1), cached.after.flatten(0, 1)
-        before_attention, before_mlp = (shape.where.layer.format(self.layer) + name for name in shape.where.norms)
+        before_attention, before_mlp = norms_of(shape, self.layer)
         entering, rest = {}, {}
         for name in dict.fromkeys(self.names):
             if name.endswith("mlp"):

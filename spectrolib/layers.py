@@ -82,11 +82,25 @@ def activate(shape: Shape, x: Tensor) -> Tensor:
     kind = ACTIVATIONS[shape.activation]
     if kind in ("silu", "relu"):
         return getattr(F, kind)(x)
-    return F.gelu(x, approximate=_approximation(shape))
+    return F.gelu(x, approximate=_APPROXIMATION[kind])
 
 
-def _approximation(shape: Shape) -> str:
-    return "tanh" if ACTIVATIONS[shape.activation] == "gelu_tanh" else "none"
+def activate_back(shape: Shape, slope: Tensor, x: Tensor) -> Tensor:
+    """The way back through `activate`: from the gradient with respect to its output, that with respect to x."""
+    kind = ACTIVATIONS[shape.activation]
+    if kind == "silu":
+        return aten.silu_backward(slope, x)
+    if kind == "relu":
+        return aten.threshold_backward(slope, x, 0)
+    return aten.gelu_backward(slope, x, approximate=_APPROXIMATION[kind])
+
+
+_APPROXIMATION = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def norms_of(shape: Shape, layer: int) -> tuple[str, str]:
+    """Names of the norms that attention and MLP of a layer read through."""
+    return tuple(shape.where.layer.format(layer) + name for name in shape.where.norms)
 
 
 def norm(x: Tensor, weights: Mapping[str, Tensor], name: str, shape: Shape) -> Tensor:
@@ -211,7 +225,7 @@ def forward(
     """Final hidden states of a model, written plainly: any weight may carry a gradient."""
     x = embed(weights, shape, ids)
     for layer in range(shape.layers):
-        before_attention, before_mlp = (shape.where.layer.format(layer) + name for name in shape.where.norms)
+        before_attention, before_mlp = norms_of(shape, layer)
         attention, mlp = attention_of(weights, shape, layer), mlp_of(weights, shape, layer)
         y = x + attention.out(attention.context(norm(x, weights, before_attention, shape), shape, rotary), shape)
         x = y + mlp(norm(x if shape.parallel else y, weights, before_mlp, shape), shape)
@@ -223,7 +237,7 @@ class FrozenHalves:
 
     def __init__(self, weights: Mapping[str, Tensor], layer: int, shape: Shape, rotary: Rotary):
         self.weights, self.shape, self.rotary = weights, shape, rotary
-        self.norms = [shape.where.layer.format(layer) + name for name in shape.where.norms]
+        self.norms = norms_of(shape, layer)
         self.attention, self.mlp = attention_of(weights, shape, layer), mlp_of(weights, shape, layer)
 
     def entering(self, x: Tensor, half: int) -> Tensor:
@@ -281,7 +295,7 @@ class FrozenLayer:
     def __init__(self, weights: Mapping[str, Tensor], layer: int, shape: Shape, rotary: Rotary):
         own = lambda part: weights[f"gpt_neox.layers.{layer}.{part}"]  # noqa: E731
         self.shape, self.rotary = shape, rotary
-        norms = [(own(f"{name}.weight"), own(f"{name}.bias")) for name in shape.where.norms]
+        norms = [(weights[f"{name}.weight"], weights[f"{name}.bias"]) for name in norms_of(shape, layer)]
         (qkv, qkv_bias), (self.up, self.up_bias) = (
             (own(f"{part}.weight") * gain, own(f"{part}.bias") + own(f"{part}.weight") @ offset)
             for part, (gain, offset) in zip(("attention.query_key_value", "mlp.dense_h_to_4h"), norms, strict=True)
@@ -335,7 +349,7 @@ class FrozenLayer:
         vectors = torch.stack([scores @ k, scores.mT @ q, attention.mT @ above])
         vectors = vectors.view(3, -1, heads, time, dim).permute(1, 3, 0, 2, 4).reshape(-1, time, 3 * heads, dim)
         self.rotary.turn_(vectors[:, :, : 2 * heads], back=True)
-        inner = aten.gelu_backward(slope @ self.down, inner, approximate=_approximation(self.shape))
+        inner = activate_back(self.shape, slope @ self.down, inner)
         plain = torch.mm(vectors.reshape(len(x), -1), self.qkv).addmm_(inner, self.up)
         return (
             slope

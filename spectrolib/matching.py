@@ -12,8 +12,6 @@ clusters of a run: `compare`, `together`, and the file that they are kept in.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -26,6 +24,7 @@ from numpy import ndarray
 from scipy.sparse import csr_array, issparse
 
 from .rules import NORMAL, Estimate, wilson
+from .store import open_json, save_json
 
 Score = Literal["f1", "average_precision"]
 SCORES = ("f1", "average_precision")
@@ -477,15 +476,7 @@ def save_matches(matches: Sequence[Mapping], folder: str | Path, about: Mapping)
     Raises:
         ValueError: if the folder cannot be written.
     """
-    file = Path(folder) / "matches.json"
-    content = {"format": FORMAT, "about": dict(about), "matches": list(matches)}
-    try:
-        temporary = file.with_suffix(".json.part")
-        temporary.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
-    return file
+    return save_json(folder, "matches.json", {"format": FORMAT, "about": dict(about), "matches": list(matches)})
 
 
 def open_matches(folder: str | Path) -> dict:
@@ -494,16 +485,9 @@ def open_matches(folder: str | Path) -> dict:
     Raises:
         ValueError: if there is none, or the file is damaged or of another format.
     """
-    file = Path(folder) / "matches.json"
-    if not file.exists():
-        raise ValueError(f"{folder} holds no matches (no matches.json): run `spectro match {folder}`")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']} instead of {FORMAT}")
-        return {name: content[name] for name in ("about", "matches")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error}): run `spectro match {folder}` again") from error
+    return open_json(
+        folder, "matches.json", FORMAT, "match", lambda held: {name: held[name] for name in ("about", "matches")}
+    )
 
 
 # Rankings ------------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def measure(
         workers: processes of the local executor; by default as many as there are cores, or one on a GPU.
         memory: bytes that a worker may need, as counted by `spectrolib.scale.memory`; see `fitted`.
         bank: a folder of draws (`spectrolib.bank`): those that it holds are not sampled again, others are kept there.
-            Workers of other machines must see it under the same path. The result is the same without it.
+            Workers of other machines must see it under the same path. The result is that without a bank.
         progress: whether to show progress: a bar in a terminal, else a line for each finished task.
 
     Returns:

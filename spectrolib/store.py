@@ -17,14 +17,17 @@ import re
 import shutil
 import struct
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy import ndarray
 
 from .estimator import CovarianceSums
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -326,6 +329,42 @@ def shipped_result(name: str = "book"):
     if name not in SHIPPED:
         raise ValueError(f"no measurement {name!r} ships with the library: there are {', '.join(SHIPPED)}")
     return open_packed(Path(__file__).parent / "bundled" / f"{SHIPPED[name]}.zarr.zip")
+
+
+def save_json(folder: str | Path, name: str, content: Mapping) -> Path:
+    """Write a table of a run, such as its cards, whole or not at all.
+
+    Raises:
+        ValueError: if the folder cannot be written.
+    """
+    file = Path(folder) / name
+    try:
+        _write(file, (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
+    return file
+
+
+def open_json(folder: str | Path, name: str, form: int, command: str, read: Callable[[dict], T]) -> T:
+    """What ``read`` makes of a table that `save_json` wrote.
+
+    Args:
+        form: the ``format`` that it must have.
+        command: the `spectro` command that makes it.
+
+    Raises:
+        ValueError: if there is none, or the file is damaged or of another format.
+    """
+    file, again = Path(folder) / name, f"run `spectro {command} {folder}`"
+    if not file.exists():
+        raise ValueError(f"{folder} holds no {file.stem} (no {name}): {again}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != form:
+            raise ValueError(f"format {content['format']} instead of {form}")
+        return read(content)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): {again} again") from error
 
 
 def read_manifest(path: str | Path) -> dict:

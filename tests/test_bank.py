@@ -9,6 +9,7 @@ from pathlib import Path
 import measuring
 import numpy as np
 import pytest
+import torch
 from conftest import random_gpt_neox
 from measuring import SETTINGS, Inline, files
 from typer.testing import CliRunner
@@ -16,8 +17,10 @@ from typer.testing import CliRunner
 from spectrolib import bank as room
 from spectrolib import cli, scale, workers
 from spectrolib.bank import Bank, open_bank, steps
+from spectrolib.engine import Engine
 from spectrolib.measure import measure
-from spectrolib.plan import Plan
+from spectrolib.plan import Plan, Task
+from spectrolib.posterior import team
 
 TEAM = replace(SETTINGS, draws=4, steps_between_draws=1, burn_in=2, batch_size=2, antithetic=True, tilt=10.0)
 """Two of its four chains are at nβ = 0, where there is no minibatch loss."""
@@ -95,15 +98,44 @@ def test_another_text_is_read_on_the_same_draws(folder, filled, tmp_path, monkey
 
 
 def test_what_a_bank_lacks_is_sampled_and_added(folder, filled, tmp_path):
+    """It only grows: later draws come beside those that are there, and both serve."""
     copy = tmp_path / "bank"
     shutil.copytree(filled, copy)
-    more = replace(TEAM, draws=6, steps_between_draws=1)
-    wanted = plan(folder, more, components=("l0h1", "l1h0"))
+    later = replace(TEAM, draws=2, burn_in=6, steps_between_draws=1)
+    wanted = plan(folder, later, blocks=1)
     assert run(wanted, tmp_path / "with", bank=copy) == run(wanted, tmp_path / "without")
-    assert np.load(copy / "l0h1.chain0.npz")["steps"].tolist() == steps(more) == [3, 4, 5, 6, 7, 8]
-    assert (copy / "l1h0.chain1.npy").exists()
-    assert np.load(copy / "l0-mlp.chain0.npz")["steps"].tolist() == steps(TEAM)  # not asked for: as it was
+    assert np.load(copy / "l0h1.chain0.npz")["steps"].tolist() == [*steps(TEAM), 7, 8] == [3, 4, 5, 6, 7, 8]
     assert not list(copy.glob("*.part*"))
+    for settings in (TEAM, later, replace(TEAM, draws=3, steps_between_draws=2)):
+        names = ("l0h1", "l0 mlp")
+        for draw, other in zip(
+            Bank(copy).draws(names, 1, settings, "cpu"), sampled(folder, names, settings), strict=True
+        ):
+            assert (draw.index, draw.step) == (other.index, other.step)
+            assert all(torch.equal(a, b) for a, b in zip(draw.positions, other.positions, strict=True))
+            np.testing.assert_array_equal(draw.losses, other.losses)
+
+
+def sampled(folder, names, settings):
+    """The draws of chain 1, without a bank."""
+    model, job = measuring.language_model(folder), plan(folder, settings, blocks=1)
+    task = Task(names, 1)
+    job = workers.Job("", "cpu", job.sampling.ids, job.loss.ids, job.probe.ids, settings, 1)
+    engine = Engine.of(model)
+    starts = zip(names, engine.group(names).start, strict=True)
+    chains = [chain for name, start in starts for chain in team(start, settings, name=name, chain=1)]
+    for draw in workers._draws(engine, job, task, chains):
+        yield replace(draw, positions=tuple(position.clone() for position in draw.positions))
+
+
+def test_draws_made_with_other_components_differ_by_rounding_at_most(folder, filled, tmp_path):
+    """What passes through a matrix product together decides its last bits."""
+    alone = plan(folder, components=("l0h1",))
+    kept = measure(alone, tmp_path / "with", executor=Inline(), progress=False, bank=filled)
+    anew = measure(alone, tmp_path / "without", executor=Inline(), progress=False)
+    for name in ("susceptibility", "covariance", "rise", "loss_rise"):
+        scale_of = float(abs(anew[name]).max())
+        np.testing.assert_allclose(kept[name], anew[name], atol=1e-3 * scale_of, rtol=0)
 
 
 def test_worker_processes_share_a_bank(folder, filled, tmp_path):
@@ -116,7 +148,7 @@ def test_a_chain_that_fails_leaves_nothing(folder, tmp_path):
     wild = replace(TEAM, max_rise=1e-9)
     with pytest.raises(RuntimeError, match="the loss rose by"):
         run(plan(folder, wild), tmp_path / "run", bank=tmp_path / "bank")
-    assert not any((tmp_path / "bank").glob("*.npz"))
+    assert [file.name for file in (tmp_path / "bank").iterdir()] == ["manifest.json"]
 
 
 @pytest.mark.parametrize(

@@ -251,8 +251,10 @@ def test_gradients_of_every_component_at_the_trained_weights(tiny_gpt_neox, tiny
         {"hidden_size": 36, "rotary_pct": 1.0, "rotary_emb_base": 500},
         {"hidden_act": "gelu_new", "layer_norm_eps": 1e-2},
         {"vocab_size": 1100, "num_hidden_layers": 3},
+        {"hidden_act": "relu"},
+        {"hidden_act": "silu"},
     ],
-    ids=["smallest", "half rotary", "full rotary", "tanh gelu", "large vocabulary"],
+    ids=["smallest", "half rotary", "full rotary", "tanh gelu", "large vocabulary", "relu", "silu"],
 )
 def test_other_shapes(changes):
     if rope := {key: changes.pop(key) for key in ("rotary_pct", "rotary_emb_base") if key in changes}:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectrolib import scale
+from spectrolib.activations import activations
 from spectrolib.components import Shape, blocks, check, components, gather, names, replace, tensors
 from spectrolib.engine import Engine, groups
 from spectrolib.layers import Rotary
@@ -173,11 +174,12 @@ def test_components_partition_what_they_should(kind, engine):
     assert len(names(shape)) == shape.layers * (shape.groups + 1) + (1 if tied else 2)
 
 
-def test_blocks_are_the_masks_of_the_authors_library(kind, model, engine):
+@pytest.mark.parametrize("kind", [kind for kind, (_, config) in KINDS.items() if "head_dim" not in config])
+def test_blocks_are_the_masks_of_the_authors_library(kind):
+    """Where a head's size is width / heads, as devinterp 2.0.1 has it."""
     masks_of = pytest.importorskip("devinterp.slt.weight_restrictions").create_param_masks
-    shape = engine.shape
-    if shape.head_dim * shape.heads != shape.width:
-        pytest.skip("devinterp 2.0.1 takes width / heads for the size of a head")
+    model = random_model(kind)
+    shape = Engine.of(model).shape
     parameters = dict(model.named_parameters())
     for component in every_component(shape):
         if component in ("unembed", "full"):  # devinterp does not find the first under transformers 5's name
@@ -228,6 +230,9 @@ def test_windows_longer_than_the_model_reads_are_refused():
     with pytest.raises(ValueError, match="at most 17 tokens, got 18: the model reads 16 at once"):
         engine.ids(np.zeros((1, 18), dtype=int))
     assert Engine.of(random_model("mistral")).shape.longest == 64
+    assert activations(engine, np.zeros((1, 16), dtype=int), "l1 mlp").shape == (1, 16, 24)
+    with pytest.raises(ValueError, match="at most 16 tokens to be read whole, got 17"):
+        activations(engine, np.zeros((1, 17), dtype=int), "l1 mlp")
 
 
 def test_a_plan_with_windows_that_are_too_long_is_refused():
@@ -269,6 +274,7 @@ def test_tied_embeddings_are_one_component():
         ("llama", {"rope_scaling": {"rope_type": "yarn"}, "rope_parameters": None}, "type 'yarn' is not supported"),
         ("llama", {"num_key_value_heads": 3}, "4 query heads cannot share 3 heads of keys and values evenly"),
         ("qwen2", {"hidden_act": "mish"}, "activation 'mish' is not supported"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     ],
 )
 def test_kinds_that_the_engine_cannot_run_are_refused(kind, changes, message):
