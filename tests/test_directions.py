@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from measuring import SETTINGS, windows
-from test_engine import Reference
+from reference import Reference
 
 from spectrolib import directions
 from spectrolib.components import FULL, blocks, components, gather

@@ -4,16 +4,15 @@ The reference is transformers' GPT-NeoX in float64 with autograd over every para
 errors are compared with those that transformers itself makes in float32.
 """
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_gpt_neox
+from reference import Reference
 
 from spectrolib import engine as fast
-from spectrolib.components import components, gather, replace
+from spectrolib.components import components
 from spectrolib.engine import Engine, cross_entropy, groups
 from spectrolib.posterior import Settings, minibatches
 
@@ -121,36 +120,6 @@ def test_only_the_gradient_that_is_asked_for_is_made():
 
 
 # The model
-
-
-class Reference:
-    """Losses and gradients of a transformers model with a component at given weights, in float64 unless said."""
-
-    def __init__(self, model, dtype=torch.float64):
-        self.model = copy.deepcopy(model).to(dtype)
-        self.dtype = dtype
-        self.weights = {self.ours(name): p.detach() for name, p in self.model.named_parameters()}
-
-    @staticmethod
-    def ours(name):
-        return name.replace("lm_head", "embed_out")
-
-    def losses(self, weights, windows):
-        ids = torch.as_tensor(windows)
-        named = {name.replace("embed_out", "lm_head"): w for name, w in weights.items()}
-        logits = torch.func.functional_call(self.model, named, (ids[:, :-1],)).logits
-        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
-
-    def at(self, blocks, flat, windows):
-        return self.losses(replace(self.weights, blocks, flat.to(self.dtype)), windows).detach()
-
-    def gradient(self, blocks, flat, windows):
-        """Mean loss, and the component's slice of the gradient over every weight."""
-        moved = replace(self.weights, blocks, flat.to(self.dtype))
-        moved = {name: w.clone().requires_grad_() for name, w in moved.items()}
-        loss = self.losses(moved, windows).mean()
-        loss.backward()
-        return loss.item(), gather({name: w.grad for name, w in moved.items()}, blocks)
 
 
 def moved(flat, seed, by=0.1):
