@@ -24,6 +24,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from .corpus import Document
+    from .models import LanguageModel
     from .plan import Plan
     from .profiles import Profile
 
@@ -82,6 +84,10 @@ def measure(
     out: Annotated[Path, typer.Option(help="Run folder. An interrupted run goes on with the same command.")],
     profile: Annotated[str, typer.Option(help="Constants of the run: smoke, book or paper.")] = "smoke",
     model: Annotated[str, typer.Option(help="bundled, a folder, or a name on the hub; by default the profile's.")] = "",
+    revision: Annotated[
+        str,
+        typer.Option(help="Branch, tag or commit on the hub, such as step1000 of a Pythia.", show_default="main"),
+    ] = "",
     text: Annotated[str, typer.Option(help="Local text file or folder to take all windows from.")] = "",
     data: Annotated[str, typer.Option(help="Data set on the hub to take all windows from.")] = "",
     probe: Annotated[str, typer.Option(help="Local text to take the probe windows from; the others stay.")] = "",
@@ -113,6 +119,7 @@ def measure(
     """Measure the susceptibility of every probe token for every component."""
     from .measure import fitted
     from .measure import measure as carry_out
+    from .models import load_model
     from .scale import bytes_of
     from .store import finished_tasks
     from .workers import start_forkserver
@@ -125,7 +132,9 @@ def measure(
         limit, changes["shards"] = bytes_of(memory) if memory else None, shards
         if not dry_run:
             start_forkserver()  # it imports what the workers need while this process imports what it needs
-        plan = fitted(_plan(constants, changes, model, text, data, probe, device), out, limit)
+        texts = _texts(text, data, probe)
+        found = load_model(model or constants.model, revision=revision or None, device=device)
+        plan = fitted(_plan(constants, changes, found, texts), out, limit)
         _print_plan(plan, workers, bank)
         if dry_run:
             return
@@ -157,18 +166,22 @@ def _changes(
     return constants, changes
 
 
-def _plan(constants: Profile, changes: dict, model: str, text: str, data: str, probe: str, device: str) -> Plan:
+def _texts(text: str, data: str, probe: str) -> dict[str, tuple[Iterator[Document], str]]:
+    """Documents to cut all windows from, and the probe windows, with what they are called; refused if not there."""
     from .corpus import hub_documents, local_documents
-    from .models import load_model
+
+    found = {"all": (local_documents(text), text)} if text else {"all": (hub_documents(data), data)} if data else {}
+    return found | ({"probe": (local_documents(probe), probe)} if probe else {})
+
+
+def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) -> Plan:
     from .plan import Plan, probe_windows, text_windows
 
-    documents = local_documents(text) if text else hub_documents(data) if data else None
-    language_model = load_model(model or constants.model, device=device)
-    if documents is not None:
-        changes = changes | text_windows(constants, language_model, documents, text or data)
-    if probe:
-        changes = changes | {"probe": probe_windows(constants, language_model, local_documents(probe), probe)}
-    return Plan.from_profile(constants, model=language_model, **changes)
+    if "all" in texts:
+        changes = changes | text_windows(constants, model, *texts["all"])
+    if "probe" in texts:
+        changes = changes | {"probe": probe_windows(constants, model, *texts["probe"])}
+    return Plan.from_profile(constants, model=model, **changes)
 
 
 def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:

@@ -95,6 +95,7 @@ def cache(tmp_path_factory) -> Path:
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPTNeoXTokenizer"}')
     publish(cache, NAME, folder)
     publish(cache, "someone/small-and-trained", bundled_files(tmp_path_factory.mktemp("bundled")))
+    publish(cache, "someone/small-and-trained", bundled_files(tmp_path_factory.mktemp("earlier")), "step3000")
     (folder / "config.json").write_text(json.dumps(CONFIG | {"num_attention_heads": 8}))
     publish(cache, NAME, folder, "step1000")
     return cache
@@ -168,6 +169,19 @@ def test_a_trained_model_in_the_hubs_layout_is_the_same_model(hub):
     assert found.hash == bundled.hash and found.tokens.to_str() == bundled.tokens.to_str()
     with pytest.raises(ValueError, match="cannot get model 'someone/absent'"):
         load_model("someone/absent")
+
+
+def test_a_revision_from_the_command_line(hub, small, text, tmp_path):
+    run = ["measure", "--profile", "paper", "--text", str(text), "--out", str(tmp_path / "run"), "--dry-run"]
+
+    def asked(model, revision):
+        return CliRunner().invoke(cli.app, [*run, "--model", model, "--revision", revision])
+
+    assert asked("someone/small-and-trained", "step3000").exit_code == 0
+    missing, other = asked("someone/small-and-trained", "step4000"), asked(NAME, "step1000")
+    assert missing.exit_code == other.exit_code == 2
+    assert "cannot get model 'someone/small-and-trained'" in missing.stderr
+    assert "heads 8 instead of 4" in other.stderr
 
 
 @pytest.mark.skipif(not PYTHIAS_TOKENIZER.exists(), reason="Pythia's tokenizer does not lie beside the project")
