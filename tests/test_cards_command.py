@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spectrolib import cards, cli, clustering, naming
+from spectrolib.cli import runs
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_cards_and_catalogue(run, monkeypatch):
     assert (code, error) == (0, "")
     made = cards.open_cards(run)
     expected = cards.cards(
-        cli._clustered_result(run), clustering.open_clusters(run), rows="zscore", whiten=True, examples=3
+        runs.clustered_result(run), clustering.open_clusters(run), rows="zscore", whiten=True, examples=3
     )
     assert repr(made) == repr(expected)
     assert re.search(r"^clusters +2$", out, re.M)

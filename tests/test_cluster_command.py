@@ -9,6 +9,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from spectrolib import cli, clustering, graph, peeling
+from spectrolib.cli import runs
 from spectrolib.clouds import Clouds, plant
 from spectrolib.estimator import standardise
 
@@ -157,6 +158,6 @@ def test_the_rows_of_another_estimator(terms, susceptibilities):
     expected = clustering.conductance_clusters(graph.knn_graph(standardise(susceptibilities), 25, "mutual"))
     np.testing.assert_array_equal(clustering.open_clusters(terms).labels, expected.labels)
     assert json.loads(out)["settings"]["estimator"] == "one_chain"
-    np.testing.assert_allclose(cli._clustered_result(terms)["susceptibility"], susceptibilities)
+    np.testing.assert_allclose(runs.clustered_result(terms)["susceptibility"], susceptibilities)
     code, out, error = spectro(terms, "--estimator", "three_chain")
     assert (code, out) == (2, "") and "unknown estimator 'three_chain'" in error and error.count("\n") == 1

@@ -9,6 +9,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from spectrolib import cli, clustering, tokenmap
+from spectrolib.cli import runs
 from spectrolib.clouds import Clouds, plant
 
 
@@ -59,7 +60,7 @@ def test_page_and_layout(run, laid_out):
     assert "map.html (0.0" in out and "layout.npz" in out
     ((rows, k, seed),) = laid_out
     assert (k, seed) == (20, 4)
-    expected = cli._standardisation(run)
+    expected = runs.standardisation(run)
     assert expected == {"rows": "zscore", "whiten": True}
     from spectrolib.estimator import standardise
     from spectrolib.store import open_result

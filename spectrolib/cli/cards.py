@@ -1,0 +1,114 @@
+"""``spectro cards``."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from .runs import clustered_result, standardisation, tokenizer_of
+from .terminal import console, number, one_line_errors, print_rows
+
+
+def cards(
+    run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer reads the tokens; by default the measured model's.")] = "",
+    examples: Annotated[int, typer.Option(help="Members to show of each cluster.", min=0)] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the examples and of the halves that rules are fitted on.")] = 0,
+    name_url: Annotated[
+        str,
+        typer.Option(
+            envvar="SPECTRO_NAME_URL",
+            help="Let a language model name the clusters: an address that speaks OpenAI's protocol, such as "
+            "http://localhost:8000/v1. Excerpts are sent there.",
+        ),
+    ] = "",
+    name_model: Annotated[str, typer.Option(envvar="SPECTRO_NAME_MODEL", help="Which model to ask there.")] = "",
+    name_key: Annotated[
+        str, typer.Option(envvar="SPECTRO_NAME_KEY", help="Its key; better in the variable.", show_default=False)
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Describe the clusters of a run: writes RUN/cards.json and RUN/catalogue.html, prints a summary."""
+    with one_line_errors(stopped="nothing was written"):
+        found, summary = _cards(run, model, examples, seed, (name_url, name_model, name_key))
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        _print_cards(found, summary, run)
+
+
+def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str, str]) -> tuple[list, dict]:
+    """Cards and catalogue, written; the summary."""
+    from .. import cards as room
+    from .. import catalogue, clustering, naming
+    from ..features import describe
+    from ..runningtext import MISSING, running_text
+
+    url, asked, key = name
+    endpoint = naming.Endpoint(url, asked, key) if url or asked else None
+    result, found = clustered_result(run), clustering.open_clusters(run)
+    cut = any(MISSING in str(text) for text in result["text"].values) if "text" in result.coords else False
+    tokenizer = tokenizer_of(run, model) if cut or model else None
+    text = running_text(result, tokenizer)
+    described = room.cards(result, found, features=describe(text), **standardisation(run), examples=examples, seed=seed)
+    if endpoint is not None:
+        described = naming.name_cards(described, text, found.labels, endpoint, seed=seed)
+    rules = [card.rule for card in described if card.rule is not None]
+    summary = {
+        "run": str(run),
+        "clusters": len(described),
+        "confident": sum(rule.confident for rule in rules),
+        "without_rule": len(described) - len(rules),
+        "precision": _median(rule.precision.value for rule in rules),
+        "recall": _median(rule.recall.value for rule in rules),
+        "families": dict(Counter(card.family for card in described).most_common()),
+        "seed": seed,
+        "cut_characters": cut and tokenizer is None,
+        "named_by": endpoint.model if endpoint else None,
+    }
+    about = f"{len(found.labels):,} tokens of {run.resolve().name}, of which {found.coverage:.0%} are in a cluster."
+    room.save_cards(described, run, summary)
+    catalogue.write(described, run, title=f"Clusters of {run.resolve().name}", about=about)
+    return described, summary
+
+
+def _median(values) -> float | None:
+    known = [value for value in values if not math.isnan(value)]
+    return statistics.median(known) if known else None
+
+
+def _print_cards(found: list, summary: dict, run: Path) -> None:
+    rules = f"{summary['confident']} confident"
+    if summary["precision"] is not None:
+        rules += f"; medians: precision {summary['precision']:.2f}, recall {summary['recall']:.2f}"
+    if summary["without_rule"]:
+        rules += f"; none for {summary['without_rule']} clusters, which are in too few windows"
+    words = {
+        "clusters": f"{summary['clusters']}",
+        "rules": rules,
+        "families": ", ".join(f"{family} {number}" for family, number in summary["families"].items()),
+    }
+    if summary["cut_characters"]:
+        words["note"] = "characters cut into several tokens show as �: name the measured model with --model"
+    print_rows(words)
+    table = Table("cluster", "tokens", "precision", "recall", "label", box=None)
+    for card in found[:12]:
+        rule = (card.rule.precision.value, card.rule.recall.value) if card.rule else (math.nan, math.nan)
+        label = card.name.label if card.name else card.label
+        table.add_row(str(card.cluster), str(card.size), *(number(v, ".2f") for v in rule), escape(_visible(label)))
+    console().print(table)
+    print_rows({"files": f"{run / 'cards.json'}, {run / 'catalogue.html'}"})
+
+
+def _visible(text: str) -> str:
+    from ..figures import visible
+
+    return visible(text)

@@ -1,0 +1,56 @@
+"""``spectro map``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .runs import clustered_result, standardisation, tokenizer_of
+from .terminal import console, duration, one_line_errors, print_rows
+
+
+def map_(
+    run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
+    model: Annotated[str, typer.Option(help="Whose tokenizer reads the tokens; by default the measured model's.")] = "",
+    k: Annotated[int, typer.Option(help="Neighbours that UMAP looks at; itself is one.")] = 45,
+    seed: Annotated[int, typer.Option(help="Seed of the layout.")] = 0,
+) -> None:
+    """Draw a map of the tokens of a run: writes RUN/map.html and RUN/layout.npz, with cards where there are some."""
+    with one_line_errors(stopped="no map was written"):
+        print_rows(_map(run, model, k, seed))
+
+
+def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
+    """Lay out, write the page; what was done, in words."""
+    import time
+
+    from .. import clustering, tokenmap
+    from ..cards import open_cards
+    from ..estimator import standardise
+    from ..runningtext import MISSING
+
+    begin = time.perf_counter()
+    result, found = clustered_result(run), clustering.open_clusters(run)
+    cards = open_cards(run) if (run / "cards.json").exists() else []
+    cut = "text" in result.coords and any(MISSING in str(text) for text in result["text"].values)
+    tokenizer = tokenizer_of(run, model) if cut or model else None
+    vectors = standardise(result["susceptibility"].values, **standardisation(run))
+    before = time.perf_counter()
+    with console(stderr=True).status(f"laying out {len(vectors):,} tokens"):
+        positions = tokenmap.layout(vectors, k=k, seed=seed, cache=run / "layout.npz")
+    laid_out = time.perf_counter() - before
+    title, catalogue = f"Tokens of {run.resolve().name}", "catalogue.html" if cards else ""
+    names = {"tokenizer": tokenizer, "title": title, "catalogue": catalogue}
+    size = tokenmap.write(tokenmap.page(result, found, positions, cards=cards, **names), run / "map.html")
+    words = {
+        "tokens": f"{len(vectors):,}, {found.coverage:.0%} of them in {len(found.sizes)} clusters",
+        "cards": f"of {len(cards)} clusters" if cards else f"none: run `spectro cards {run}`, then this again",
+    }
+    if cut and tokenizer is None:
+        words["note"] = "characters cut into several tokens show as �: name the measured model with --model"
+    return words | {
+        "time": f"{duration(time.perf_counter() - begin)}, of which layout {duration(laid_out)}",
+        "files": f"{run / 'map.html'} ({size / 1e6:.2f} MB), {run / 'layout.npz'}",
+    }

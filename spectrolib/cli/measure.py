@@ -1,0 +1,176 @@
+"""``spectro measure``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .info import reliability
+from .terminal import duration, one_line_errors, print_rows
+
+if TYPE_CHECKING:
+    from ..corpus import Document
+    from ..models import LanguageModel
+    from ..plan import Plan
+    from ..profiles import Profile
+
+
+def measure(
+    out: Annotated[Path, typer.Option(help="Run folder. An interrupted run goes on with the same command.")],
+    profile: Annotated[str, typer.Option(help="Constants of the run: smoke, book or paper.")] = "smoke",
+    model: Annotated[str, typer.Option(help="bundled, a folder, or a name on the hub; by default the profile's.")] = "",
+    revision: Annotated[
+        str,
+        typer.Option(help="Branch, tag or commit on the hub, such as step1000 of a Pythia.", show_default="main"),
+    ] = "",
+    text: Annotated[str, typer.Option(help="Local text file or folder to take all windows from.")] = "",
+    data: Annotated[str, typer.Option(help="Data set on the hub to take all windows from.")] = "",
+    probe: Annotated[str, typer.Option(help="Local text to take the probe windows from; the others stay.")] = "",
+    components: Annotated[str, typer.Option(help='Such as "l0h0, l3 mlp, embed"; by default all.')] = "",
+    estimator: Annotated[str, typer.Option(help="two_chain or one_chain.")] = "two_chain",
+    nbeta: Annotated[float | None, typer.Option(help="Weight of the loss, nβ; 0 is the control.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="Localisation γ.")] = None,
+    step_size: Annotated[float | None, typer.Option(help="Step size ε.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Draws of each chain.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps between draws.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Chains on their own instead of teams, more draws.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of noise and minibatches.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
+    memory: Annotated[
+        str, typer.Option(help="What a worker may need, such as 4GB: fixes shards.", show_default="no limit")
+    ] = "",
+    bank: Annotated[
+        str,
+        typer.Option(help="Folder of draws: those that it holds are not sampled again.", show_default="none"),
+    ] = "",
+    shards: Annotated[int, typer.Option(help="Parts of the probe text, each a task: less memory, more to spread.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; by default cuda where there is one.")] = "auto",
+    executor: Annotated[
+        str, typer.Option(help="local, or the address of a Dask scheduler, tcp://host:port.")
+    ] = "local",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost, and stop.")] = False,
+) -> None:
+    """Measure the susceptibility of every probe token for every component."""
+    from ..measure import fitted
+    from ..measure import measure as carry_out
+    from ..models import load_model
+    from ..scale import bytes_of
+    from ..store import finished_tasks
+    from ..workers import start_forkserver
+
+    overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
+    overrides["steps_between_draws"] = steps
+    with one_line_errors():
+        settings = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
+        constants, changes = _changes(profile, text, data, components, estimator, settings, plain)
+        limit, changes["shards"] = bytes_of(memory) if memory else None, shards
+        if not dry_run:
+            start_forkserver()  # it imports what the workers need while this process imports what it needs
+        texts = _texts(text, data, probe)
+        found = load_model(model or constants.model, revision=revision or None, device=device)
+        plan = fitted(_plan(constants, changes, found, texts), out, limit)
+        _print_plan(plan, workers, bank)
+        if dry_run:
+            return
+        try:
+            result = carry_out(plan, out, executor=executor, workers=workers, bank=bank or None)
+        except KeyboardInterrupt:
+            finished = finished_tasks(out)
+            done = sum(map(len, finished.values()))
+            raise KeyboardInterrupt(f"{done} of {done + len(plan.left(finished))} tasks are done") from None
+        _print_summary(result, out)
+
+
+def _changes(
+    profile: str, text: str, data: str, components: str, estimator: str, settings: dict, plain: bool
+) -> tuple[Profile, dict]:
+    """The profile, and what the command line changes of its plan: everything that can be checked without the model."""
+    from ..estimator import ESTIMATORS
+    from ..profiles import get
+
+    constants = get(profile)
+    if text and data:
+        raise ValueError("give --text or --data, not both")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {estimator!r}: it must be one of {', '.join(ESTIMATORS)}")
+    base = constants.settings.plain() if plain else constants.settings
+    changes: dict = {"settings": replace(base, **settings), "estimator": estimator}
+    if components:
+        changes["components"] = tuple(name.strip() for name in components.split(","))
+    return constants, changes
+
+
+def _texts(text: str, data: str, probe: str) -> dict[str, tuple[Iterator[Document], str]]:
+    """Documents to cut all windows from, and the probe windows, with what they are called; refused if not there."""
+    from ..corpus import hub_documents, local_documents
+
+    found = {"all": (local_documents(text), text)} if text else {"all": (hub_documents(data), data)} if data else {}
+    return found | ({"probe": (local_documents(probe), probe)} if probe else {})
+
+
+def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) -> Plan:
+    from ..plan import Plan, probe_windows, text_windows
+
+    if "all" in texts:
+        changes = changes | text_windows(constants, model, *texts["all"])
+    if "probe" in texts:
+        changes = changes | {"probe": probe_windows(constants, model, *texts["probe"])}
+    return Plan.from_profile(constants, model=model, **changes)
+
+
+def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
+    from ..bank import size
+    from ..scale import Work, bytes_text, disk, need
+    from ..workers import available_cores
+
+    s, shape, cost, shards = plan.settings, plan.shape, plan.cost(), len(plan.stretches())
+    count, held = min(workers or available_cores(), len(plan.tasks)), need(plan)
+    cut = f" in {shards} shards, each of which repeats the chains" if shards > 1 else ""
+    cut += f", passes of {plan.tokens_per_pass:,} tokens" if plan.tokens_per_pass else ""
+    sampler = "SGLD" if s.preconditioner == "none" else f"SGLD with {s.preconditioner}"
+    named = ", ".join(plan.components) if len(plan.components) <= 8 else f"{len(plan.components)}"
+    domains = Counter(map(str, plan.probe.domain))
+    predictions = plan.probe.ids[:, 1:].size
+    rows = {
+        "model": f"{plan.model.name} ({shape.layers} layers x {shape.heads} heads, width {shape.width}, "
+        f"vocabulary {shape.vocabulary:,})",
+        "components": f"{named}, and the whole model; estimator {plan.estimator}",
+        "windows": f"{len(plan.sampling):,} to sample from, {len(plan.loss)} for L(w), {len(plan.probe)} to probe, of "
+        f"{plan.probe.length} tokens: {predictions:,} probe tokens",
+        "probe text": ", ".join(f"{domain} {number}" for domain, number in sorted(domains.items())),
+        "posterior": f"nβ {s.nbeta:g}, γ {s.gamma:g}; {sampler}, step size {s.step_size:g}, batch {s.batch_size}",
+        "chains": f"{s.chains} x {s.draws} draws, {s.steps_between_draws} steps apart after {s.burn_in}; seed {s.seed}",
+        "cost": f"{len(plan.tasks)} tasks{cut}; {cost.token_steps:.3g} tokens through steps, "
+        f"{cost.token_evaluations:.3g} token losses, {cost.operations:.3g} operations",
+        "memory": f"about {bytes_text(sum(held.values()))} a worker for the largest task: "
+        + ", ".join(f"{name} {bytes_text(size)}" for name, size in held.items())
+        + f"; then {bytes_text(disk(Work.of(plan))['result'])} for the result",
+        "time": f"about {duration(cost.seconds(count))} on {count} cores",
+    }
+    if bank:
+        rows["draws"] = f"kept in {bank}, {bytes_text(size(Work.of(plan)))} in all; those that are there cost no steps"
+    print_rows(rows)
+
+
+def _print_summary(result, out: Path) -> None:
+    from ..diagnostics import acceptance
+
+    checks = acceptance(result)
+    failed = Counter(check.rule for check in checks if check.passed is False)
+    tokens, columns = result["susceptibility"].shape
+    judged = [check for check in checks if check.passed is not None]
+    passed, broken = sum(check.passed for check in judged), ", ".join(f"{n} x {r}" for r, n in failed.items())
+    open_ones = f"; {len(checks) - len(judged)} need more draws" if len(judged) < len(checks) else ""
+    rows = {
+        "result": f"{out / 'result.zarr'}: {tokens:,} tokens x {columns} components",
+        "chains": f"{passed} of {len(judged)} checks pass" + (f"; failed: {broken}" if failed else "") + open_ones,
+        "reliability": reliability(result),
+        "more": f"spectro info {out}",
+    }
+    print_rows(rows)

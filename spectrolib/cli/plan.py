@@ -1,0 +1,85 @@
+"""``spectro plan``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from .terminal import duration, one_line_errors, print_rows
+
+
+def plan(
+    model: Annotated[str, typer.Option(help="A model by name, such as pythia-1.4b or gpt2; bundled, or a folder.")],
+    tokens: Annotated[str, typer.Option(help="Probe tokens, such as 20k or 4.25M.")],
+    draws: Annotated[int | None, typer.Option(help="Draws of each chain; by default those of profile paper.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps between draws.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows in a minibatch.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of a window.")] = 257,
+    plain: Annotated[bool, typer.Option("--plain", help="Chains on their own instead of teams.")] = False,
+    card: Annotated[str, typer.Option(help="h200, h100, a100, l40s or 4090.")] = "h200",
+    precision: Annotated[
+        str, typer.Option(help="Of the products: float32 (ours), or what tf32 or bf16 would give.")
+    ] = "float32",
+    efficiency: Annotated[
+        float | None, typer.Option(help="Share of the card's limit to assume.", show_default="0.33")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+) -> None:
+    """Say what a measurement would take: operations, memory, disk, hours on a card, and where the time goes."""
+    with one_line_errors():
+        from .. import scale
+        from ..profiles import PAPER
+
+        given = {"draws": draws, "chains": chains, "steps_between_draws": steps, "batch_size": batch}
+        base = PAPER.settings.plain() if plain else PAPER.settings
+        settings = replace(base, **{name: value for name, value in given.items() if value is not None})
+        work = scale.Work(scale.shape_of(model), scale.number(tokens), settings, length=length)
+        share = scale.EFFICIENCY if efficiency is None else efficiency
+        found = scale.summary(work, scale.card_of(card), precision, share, model)
+    print(json.dumps(found, indent=2)) if as_json else print_rows(_plan_in_words(found))
+
+
+def _plan_in_words(found: dict) -> dict[str, str]:
+    from ..scale import EFFICIENCY_RANGE, bytes_text
+
+    s, hours, disk = found["settings"], found["hours"], found["disk"]
+    team = f"teams of {s['members']}" if s["members"] > 1 else "no teams"
+    listed = lambda values: ", ".join(f"{name} {value:.0%}" for name, value in values.items() if value >= 0.005)  # noqa: E731
+    whole = sum(found["operations_by_kind"].values())
+    needed, card = sum(found["memory"].values()), found["card_memory"]
+    low, high = EFFICIENCY_RANGE
+    return {
+        "model": f"{found['model']}: {found['parameters']:,} weights, {found['components']} components and the whole",
+        "work": f"{found['tokens']:,} probe tokens and {s['loss_tokens']:,} for L(w); {s['chains']} chains ({team}) x "
+        f"{s['draws']} draws, {s['steps_between_draws']} steps apart, batches of {s['batch_size']} x {s['length']}",
+        "operations": f"{found['operations']:.3g} in {found['tasks']} tasks; {listed(found['share'])} of the time",
+        "by component": listed({name: part / whole for name, part in found["operations_by_kind"].items()}),
+        "time": f"{_hours(hours['assumed'])} on one {found['card']} in {found['precision']}, assuming "
+        f"{found['efficiency']:.0%} of its limit; {_hours(hours['low'])} at {high:.0%}, {_hours(hours['high'])} at "
+        f"{low:.0%}. No card was measured: a data sheet's rates, and a guess",
+        "limit": ", ".join(f"{name}: {bound}" for name, bound in found["bound"].items()),
+        "memory": f"about {bytes_text(needed)} for the largest task, of {bytes_text(card)}: "
+        + ", ".join(f"{name} {bytes_text(size)}" for name, size in found["memory"].items())
+        + _fits(found["fit"], needed, card),
+        "disk": ", ".join(f"{name} {bytes_text(size)}" for name, size in disk.items() if name != "losses of every draw")
+        + f" (keeping the losses of every draw would be {bytes_text(disk['losses of every draw'])})",
+        "clustering": f"about {duration(found['clustering_seconds'])} on two cores after it"
+        + ("; extrapolated" if found["tokens"] > 500_000 or found["components"] > 32 else ""),
+    }
+
+
+def _fits(fit: dict | None, needed: float, card: float) -> str:
+    if needed <= 0.9 * card:
+        return ""
+    if fit is None:
+        return ". It does not fit: take a card with more, or --plain"
+    cut = f" and the probe text in {fit['parts']} parts" if fit["parts"] > 1 else ""
+    return f". It fits with passes of {fit['tokens_per_pass']:,} tokens{cut}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours * 60:.2g} min" if hours < 1.5 else f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h"

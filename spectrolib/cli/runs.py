@@ -1,0 +1,69 @@
+"""What the commands that read clusters ask of a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def settings_of_clusters(run: Path) -> dict:
+    """The settings of `spectro cluster`; none if it was not run."""
+    file = run / "clusters.json"
+    if not file.exists():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")).get("settings", {}))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error}): run `spectro cluster {run}` again") from error
+
+
+def clustered_result(run: Path):
+    """The result, by the estimator that was clustered."""
+    from ..estimator import with_estimator
+    from ..store import open_result
+
+    result = open_result(run)
+    estimator = settings_of_clusters(run).get("estimator")
+    return with_estimator(result, estimator) if estimator else result
+
+
+def standardisation(run: Path) -> dict:
+    """How `spectro cluster` standardised the vectors."""
+    settings = {"rows": "center", "whiten": False} | settings_of_clusters(run)
+    return {"rows": None if settings["rows"] == "none" else settings["rows"], "whiten": settings["whiten"]}
+
+
+def tokenizer_of(run: Path, model: str):
+    """The tokenizer of the model that is named, or of the measured one if it is at hand; None if it is not."""
+    from ..models import load_model
+    from ..store import read_manifest
+
+    if model:
+        return load_model(model).tokens
+    try:
+        measured = read_manifest(run)["model"]
+        return load_model(measured["name"], revision=measured["revision"]).tokens
+    except (ValueError, ImportError, KeyError):
+        return None
+
+
+def reader_of(run: Path, name: str):
+    """The model whose activations are read, and whether it is the measured one."""
+    from ..models import load_model
+    from ..store import read_manifest
+
+    measured = read_manifest(run)["model"]
+    if name:
+        found = load_model(name)
+        return found, found.hash == measured["hash"]
+    kept = run / "model"  # of a model that came from no folder
+    try:
+        found = load_model(kept) if kept.is_dir() else load_model(measured["name"], revision=measured["revision"])
+    except ValueError as error:
+        raise ValueError(f"{error}; name the measured model with --model") from error
+    if not kept.is_dir() and measured["hash"] not in ("", found.hash):
+        raise ValueError(
+            f"model {measured['name']!r} is another one now (hash {found.hash[:12]}) than the one that was measured "
+            f"({measured['hash'][:12]}): name that one with --model"
+        )
+    return found, True
