@@ -885,7 +885,7 @@ def report(folder: Path, work: Work, run: Path | None = None) -> dict:
     centre = Centre(work, held, lambda name: np.load(folder / f"own_{name.replace(' ', '-')}.npy"))
     settings = asdict(centre.cells["full"]) | {"step_size": centre.cells["full"].settings.step_size, "burn_in": 8}
     return {
-        "command": "python benchmarks/efficiency.py runs/efficiency --json spectrolib/bundled/efficiency.json",
+        "command": f"python benchmarks/efficiency.py {folder.name} {f'--run {run.name} ' if run else ''}--json FILE",
         "versions": {name: version(name) for name in ("spectrolib", "torch", "numpy")},
         "tokens": int(work.probe[:, 1:].size),
         "priced_tokens": PRICED,

@@ -114,12 +114,16 @@ def probe_windows(result, pool: Windows | None = None) -> Windows:
         return own
     pool = bundled_windows("heldout") if pool is None else pool
     sequence, position, token = (np.asarray(result[name].values) for name in ("sequence", "position", "token_id"))
+    document = np.asarray(result["document"].values) if "document" in result else None
     rows = []
     for s in np.unique(sequence):
         mine = sequence == s
         fits = position[mine].max() < pool.length and (pool.ids[:, position[mine]] == token[mine]).all(axis=1)
         if not np.any(fits):
             raise ValueError(f"sequence {s} of the result is in none of the {len(pool)} windows: give its own pool")
+        if document is not None:  # two documents may share a passage
+            own = fits & (pool.document == document[mine][0])
+            fits = own if np.any(own) else fits
         rows.append(int(np.argmax(fits)))
     return pool.take(np.array(rows)).cut(int(position.max()) + 1)
 

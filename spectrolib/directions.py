@@ -138,9 +138,9 @@ def _check_moves(engine: Engine, moves: Mapping[str, Tensor]) -> None:
 
 # What ships with the library -----------------------------------------------------------------------------------------
 
-KINDS = ("loss 1", "loss 2", "random 1", "random 2", "random 3", "long random 1", "draw")
-"""Slopes along ∇L of two separate texts; along three random directions; the odd part of a draw from N(w*, I/γ) that
-lies along the first of them; and that draw's whole change of the loss."""
+KINDS = ("loss 1", "loss 2", "random 1", "random 2", "random 3", "draw")
+"""Slopes along ∇L of two separate texts; along three random directions; and the whole change of the loss for the draw
+from N(w*, I/γ) that lies along the first of them."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def tabulate(plan: Plan, *, every: int = 2, text: int = 64, seed: int = 0) -> Ta
         along = {name: torch.cat([torch.stack([a[name] for a in loss]), random[name]]) for name in components}
         found = list(slopes(engine, probe, along))
         draw = mirrored(engine, probe, {name: random[name][:1] / gamma**0.5 for name in components})
-    found += [draw.odd[0], draw.odd[0] + draw.even[0]]
+    found.append(draw.odd[0] + draw.even[0])
     values = {kind: table.astype(np.float64) for kind, table in zip(KINDS, found, strict=True)}
     return Table(values, components, windows, gamma, {"model": plan.model.hash, "probe": plan.probe.hash})
 

@@ -152,9 +152,9 @@ def test_a_table_and_what_comes_back_from_its_file(tiny_model, tmp_path):
     assert table.windows.tolist() == [0, 2, 4]
     assert set(table.values) == set(directions.KINDS)
     assert all(values.shape == (3 * 8, 3) for values in table.values.values())
-    # the long step lies along the first random direction, so at a large γ its odd part is that slope
-    long, short = table.values["long random 1"] * 1e2, table.values["random 1"]
-    assert np.corrcoef(long.ravel(), short.ravel())[0, 1] > 0.99
+    # the draw lies along the first random direction, so at a large γ it changes the loss as that slope says
+    draw, slope = table.values["draw"] * 1e2, table.values["random 1"]
+    assert np.corrcoef(draw.ravel(), slope.ravel())[0, 1] > 0.99
     # the two texts are disjoint, and L is their mean where they are all there is
     whole = directions.mean_gradients(Engine.of(tiny_model), plan.sampling, plan.components)
     full = directions.tabulate(plan, every=2, text=6)
@@ -181,12 +181,12 @@ def test_the_table_that_ships_is_of_the_bundled_model_and_every_other_window_of_
     assert table.gamma == plan.settings.gamma
     np.testing.assert_array_equal(table.windows, np.arange(0, len(plan.probe), 2))
     assert all(values.shape == (80 * 128, 32) and np.isfinite(values).all() for values in table.values.values())
-    # two texts have gradients in common, two random directions have nothing; a long step sees the slope of a short one
+    # two texts have some gradient in common, two random directions have nothing; a draw holds its slope
 
     def correlation(first, second):
         columns = zip(table.values[first].T, table.values[second].T, strict=True)
         return [np.corrcoef(*pair)[0, 1] for pair in columns]
 
-    assert np.median(correlation("loss 1", "loss 2")) > 0.3
+    assert np.median(correlation("loss 1", "loss 2")) > 0.1
     assert np.median(np.abs(correlation("random 1", "random 2"))) < 0.1
-    assert min(correlation("random 1", "long random 1")) > 0.8
+    assert min(correlation("random 1", "draw")) > 0.5

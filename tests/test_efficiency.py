@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from spectrolib.components import Shape
+from spectrolib.corpus import BUNDLED
 from spectrolib.estimator import CovarianceSums, standardise
 from spectrolib.store import ComponentRecord, RunFolder
 
@@ -202,3 +203,15 @@ def test_a_run_of_teams_is_read_back(bench, tmp_path):
     assert found["covariance_quads"]["draws_for"]["0.8"] == pytest.approx(
         4, rel=0.15
     )  # odds of 4, a draw's noise is its signal
+
+
+def test_the_readme_says_what_the_shipped_report_found():
+    gains = {row["estimator"]: row for row in json.loads((BUNDLED / "efficiency.json").read_text())["gains"]}
+    readme = " ".join((FILE.parents[1] / "README.md").read_text().split())
+    for phrase, gain in (
+        ("the covariance takes {} times fewer CPU seconds", gains["covariance_quads"]),
+        ("the two-chain value {} times", gains["two_chain_quads"]),
+    ):
+        values = (gain[key] for key in ("seconds", "seconds_low", "seconds_high"))
+        number, low, high = (f"{value:.3g}" if value > 100 else f"{value:.2g}" for value in values)
+        assert phrase.format(f"{number} ({low}-{high})") in readme
