@@ -17,6 +17,8 @@ What is compared. All estimators read the same chains: six for each replicate, w
     quads       response, two mirrored tilted pairs     mean, all four           both of them
     own         as quads, but driven by the loss windows alone: the covariance with their loss, as the plain one
 
+The two-chain value is taken per unit of rise (`per_rise`), as the z-score makes it.
+
 How reliability is had. Over replicates r of tables X_r (tokens x components), let W be the mean of their covariance
 over tokens and B the mean of that between different ones: B is signal, W - B is noise. With m times the draws the
 covariance is K = B + (W - B) / m, so a column has reliability B_cc / K_cc (Spearman and Brown). Rows are columns scaled
@@ -365,10 +367,25 @@ def sample_covariance(
     return (g - g.mean()) @ d / (g.size - 1)
 
 
+def per_rise(
+    covariance: Float[ndarray, " tokens"],
+    rise: float,
+    restricted: Float[ndarray, " tokens"],
+    full: Float[ndarray, " tokens"],
+) -> Float[ndarray, " tokens"]:
+    """The two-chain value over ḡ, the mean rise: -(Cov / ḡ + <d>_C - <d>_F).
+
+    ḡ is one number for each column, which the z-score removes, and its noise with it. Left in, that noise would count
+    against rows: 99 % of a raw column is common to all, and where ḡ wavers by a tenth, more of that is left in centred
+    rows than there is signal. ``rise`` may be ḡ over all replicates, since the covariance is a small part.
+    """
+    return -(covariance / rise + restricted - full)
+
+
 def estimates(
     arrays: dict[str, ndarray], full: dict[str, ndarray], tilt: float
 ) -> dict[str, Float[ndarray, "r tokens"]]:
-    """Every estimate of one component, for each replicate of a team of six.
+    """Every estimate of one component, for each replicate of a team of six; the two-chain value as `per_rise`.
 
     Args:
         arrays, full: of the component and of the unrestricted chain, as `sample_cell` gives them.
@@ -383,7 +400,7 @@ def estimates(
             tilted = team in ("pairs", "quads")
             covariance = -response(excess, tilt) if tilted else sample_covariance(rise, excess)
             whole = full["excess"][r][:, mine].astype(float).mean(axis=(0, 1))
-            two_chain = -(covariance + rise.mean() * (moment - whole))
+            two_chain = per_rise(covariance, arrays["rise"][:, :, mine].mean(), moment, whole)
             found[name].append({"covariance": covariance, "moment": moment, "two_chain": two_chain}[quantity])
     return {name: np.stack(tables) for name, tables in found.items()}
 
@@ -843,7 +860,7 @@ def shared_noise(held: dict[Cell, dict[str, ndarray]]) -> dict | None:
 
 def run_rows(path: Path) -> dict:
     """Reliability of a finished run of teams: each chain number is a replicate of all its columns."""
-    from spectrolib.estimator import merge_all, one_chain, two_chain
+    from spectrolib.estimator import merge_all, one_chain, terms
     from spectrolib.store import RunFolder, read_manifest
 
     manifest = read_manifest(path)
@@ -855,8 +872,11 @@ def run_rows(path: Path) -> dict:
         for file in sorted((path / "tasks").glob(f"*.chain{k}.npz")):
             records |= run.load_task(file.stem)
         sums = {name: merge_all(record.sums) for name, record in records.items()}
+        parts = [terms(sums[name], sums["full"]) for name in names]
         tables["covariance_quads"].append(np.stack([one_chain(sums[name]) for name in names], axis=-1))
-        tables["two_chain_quads"].append(np.stack([two_chain(sums[name], sums["full"]) for name in names], axis=-1))
+        tables["two_chain_quads"].append(
+            np.stack([per_rise(t.covariance, t.rise, t.restricted, t.full) for t in parts], axis=-1)
+        )
     found: dict = {"replicates": len(chains), "draws": manifest["settings"]["draws"], "components": names}
     for name, replicates in tables.items():
         x = np.stack(replicates)
@@ -885,7 +905,7 @@ def report(folder: Path, work: Work, run: Path | None = None) -> dict:
     centre = Centre(work, held, lambda name: np.load(folder / f"own_{name.replace(' ', '-')}.npy"))
     settings = asdict(centre.cells["full"]) | {"step_size": centre.cells["full"].settings.step_size, "burn_in": 8}
     return {
-        "command": f"python benchmarks/efficiency.py {folder.name} {f'--run {run.name} ' if run else ''}--json FILE",
+        "command": f"python benchmarks/efficiency.py {folder} {f'--run {run} ' if run else ''}--json FILE",
         "versions": {name: version(name) for name in ("spectrolib", "torch", "numpy")},
         "tokens": int(work.probe[:, 1:].size),
         "priced_tokens": PRICED,

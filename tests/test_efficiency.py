@@ -114,6 +114,20 @@ def test_response_and_sample_covariance(bench):
     np.testing.assert_allclose(bench.sample_covariance(rise, excess), expected)
 
 
+def test_a_mean_rise_that_wavers_costs_no_reliability_of_two_chain_rows(bench):
+    rng, replicates, draws, tokens = np.random.default_rng(3), 6, 5, 800
+    full = {"excess": rng.normal(size=(replicates, draws, 6, tokens))}
+    factors = np.array([0.7, 1.3, 0.8, 1.2, 0.9, 1.1])[:, None, None]
+    arrays = {"rise": np.full((replicates, draws, 6), 0.2), "excess": rng.normal(size=(replicates, draws, 6, tokens))}
+    still = bench.estimates(arrays, full, 10.0)["two_chain_quads"]
+    wavering = bench.estimates(arrays | {"rise": factors * arrays["rise"]}, full, 10.0)["two_chain_quads"]
+    np.testing.assert_allclose(wavering, still, rtol=1e-12)
+    # with the mean rise of each replicate in it, it is the two-chain value, and standardised it is the same
+    response = bench.response(arrays["excess"][0][:, :4], 10.0)
+    moment, whole = (x["excess"][0][:, :4].mean(axis=(0, 1)) for x in (arrays, full))
+    np.testing.assert_allclose(0.2 * still[0], response - 0.2 * (moment - whole), rtol=1e-9)
+
+
 def test_prices(bench):
     cell = bench.Cell("l3h1", 10.0, 300.0, "six", 6, 6)
     cost = {"gradient_seconds": 2.0, "update_seconds": 0.5, "evaluation_seconds": 0.01}

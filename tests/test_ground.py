@@ -77,7 +77,7 @@ def imported(source: str) -> set[str]:
 
 def test_the_library_imports_what_it_declares():
     providers = packages_distributions()
-    modules = set().union(*(imported(path.read_text()) for path in (ROOT / "spectrolib").glob("*.py")))
+    modules = set().union(*(imported(path.read_text()) for path in (ROOT / "spectrolib").rglob("*.py")))
     packages = {canonicalize_name(providers[module][0]) for module in modules}
     comes_along = {"fsspec", "pyarrow", "babel"}  # with huggingface-hub, datasets, and jupyter-book (a source of text)
     assert packages - comes_along <= set(CORE) | set(EXTRAS["hub"]) | set(EXTRAS["distributed"])
