@@ -109,6 +109,33 @@ UNSET_MATH = "[...document.querySelectorAll('.math')].filter(e => !e.querySelect
 WRONG_MATH = (
     "[...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.dataset.mjxError || e.textContent)"
 )
+FAINT = r"""
+(() => {
+  const channels = colour => {
+    const [r, g, b, a = 1] = colour.match(/[\d.e-]+/g).map(Number), unit = colour.startsWith('color(') ? 1 : 255;
+    return [r / unit, g / unit, b / unit, a];
+  };
+  const over = ([r, g, b, a], ground) => [r, g, b].map((c, i) => a * c + (1 - a) * ground[i]);
+  const ground = element => {
+    if (!element) return [1, 1, 1];
+    const own = channels(getComputedStyle(element).backgroundColor);
+    return own[3] === 1 ? own.slice(0, 3) : over(own, ground(element.parentElement));
+  };
+  const luminance = colour => colour.map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const walk = document.createTreeWalker(document.querySelector('article') ?? document.body, NodeFilter.SHOW_TEXT);
+  const skip = 'script, style, svg, mjx-container, .headerlink', found = [];
+  while (walk.nextNode()) {
+    const element = walk.currentNode.parentElement, text = walk.currentNode.data.trim();
+    if (!text || !element.checkVisibility() || element.closest(skip)) continue;
+    const behind = ground(element), ink = over(channels(getComputedStyle(element).color), behind);
+    const [dark, light] = [luminance(behind), luminance(ink)].sort((a, b) => a - b);
+    if ((light + 0.05) / (dark + 0.05) < 3) found.push(text.slice(0, 40));
+  }
+  return found;
+})()
+"""
+"""Texts whose contrast with what is behind them is less than 3, the least that WCAG asks of large letters."""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 
 
@@ -123,6 +150,7 @@ def faults_in_browser(page) -> list[str]:
     faults += [f"wrong mathematics: {text}" for text in page.evaluate(WRONG_MATH)]
     if unset := page.evaluate(UNSET_MATH):
         faults.append(f"{unset} formulas are not set")
+    faults += [f"hardly legible: {text}" for text in page.evaluate(FAINT)]
     if (beyond := page.evaluate(OVERFLOW)) > 0:
         faults.append(f"is {beyond} pixels wider than a window of {page.evaluate('innerWidth')}")
     return faults

@@ -12,7 +12,8 @@ GOOD = """<!doctype html><meta charset="utf-8"><link rel="stylesheet" href="styl
 FAULTY = """<!doctype html><meta charset="utf-8">
 <link rel="stylesheet" href="faulty.css"><link rel="preconnect" href="//fonts.example.org">
 <script src="https://cdn.example.org/a.js"></script><style>p {background: url(https://example.org/b.png)}</style>
-<div style="width:900px">wide</div><p><a href="#nowhere">a</a><a href="gone.html">b</a><a href="other.html#no">c</a></p>
+<div style="width:900px;color:#bbb">wide</div>
+<p><a href="#nowhere">a</a><a href="gone.html">b</a><a href="other.html#no">c</a></p>
 <img src="dot.svg"><img src="dot.svg" alt="_images/dot.svg"><p>\\(x^2\\)</p><span class="math">y</span>
 <mjx-merror>Undefined control sequence</mjx-merror>
 <script>console.error("broken"); missing()</script><img src="lost.png" alt="lost">"""
@@ -86,6 +87,7 @@ def test_what_a_browser_sees(book, faulty):
         "unset mathematics: \\(x^2\\)",
         "wrong mathematics: Undefined control sequence",
         "1 formulas are not set",
+        "hardly legible: wide",
         "pixels wider than a window of 400",
     ):
         assert fault in faults

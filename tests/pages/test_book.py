@@ -30,7 +30,7 @@ def test_every_picture_is_described():
 
 
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("width", [400, 1280])
-def test_a_browser_without_a_network_shows_the_page(chromium, name, width):
-    with chromium.open((HTML / name).as_uri(), width=width) as page:
+@pytest.mark.parametrize("width, scheme", [(400, "light"), (1280, "dark")])
+def test_a_browser_without_a_network_shows_the_page(chromium, name, width, scheme):
+    with chromium.open((HTML / name).as_uri(), width=width, scheme=scheme) as page:
         assert pagechecks.faults_in_browser(page) == []
