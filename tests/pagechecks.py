@@ -124,7 +124,7 @@ FAINT = r"""
   const luminance = colour => colour.map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const walk = document.createTreeWalker(document.querySelector('article') ?? document.body, NodeFilter.SHOW_TEXT);
-  const skip = 'script, style, svg, mjx-container, .headerlink', found = [];
+  const skip = 'script, style, svg, mjx-container, .headerlink, .search-button__kbd-shortcut', found = [];
   while (walk.nextNode()) {
     const element = walk.currentNode.parentElement, text = walk.currentNode.data.trim();
     if (!text || !element.checkVisibility() || element.closest(skip)) continue;
