@@ -114,18 +114,40 @@ def test_response_and_sample_covariance(bench):
     np.testing.assert_allclose(bench.sample_covariance(rise, excess), expected)
 
 
-def test_a_mean_rise_that_wavers_costs_no_reliability_of_two_chain_rows(bench):
-    rng, replicates, draws, tokens = np.random.default_rng(3), 6, 5, 800
-    full = {"excess": rng.normal(size=(replicates, draws, 6, tokens))}
-    factors = np.array([0.7, 1.3, 0.8, 1.2, 0.9, 1.1])[:, None, None]
-    arrays = {"rise": np.full((replicates, draws, 6), 0.2), "excess": rng.normal(size=(replicates, draws, 6, tokens))}
-    still = bench.estimates(arrays, full, 10.0)["two_chain_quads"]
-    wavering = bench.estimates(arrays | {"rise": factors * arrays["rise"]}, full, 10.0)["two_chain_quads"]
-    np.testing.assert_allclose(wavering, still, rtol=1e-12)
-    # with the mean rise of each replicate in it, it is the two-chain value, and standardised it is the same
-    response = bench.response(arrays["excess"][0][:, :4], 10.0)
-    moment, whole = (x["excess"][0][:, :4].mean(axis=(0, 1)) for x in (arrays, full))
-    np.testing.assert_allclose(0.2 * still[0], response - 0.2 * (moment - whole), rtol=1e-9)
+def test_reliability_of_two_chain_rows_where_the_mean_rise_wavers(bench):
+    """Foretold from replicates, against what two planted measurements of four replicates show."""
+    rng, tokens, names = np.random.default_rng(3), 3000, 8
+    common, own = rng.standard_t(5, tokens), 0.1 * rng.normal(size=(tokens, names))
+    rise = rng.uniform(0.01, 0.5, names)
+
+    def replicates(count):
+        """Mean rise, shift of the components and of the whole model."""
+        wavering = rise * np.exp(0.1 * rng.normal(size=(count, names)))
+        shift = own + 0.1 * rng.normal(size=(count, tokens, names))
+        return wavering, shift, common[:, None] + 0.2 * rng.normal(size=(count, tokens, 1))
+
+    def agreement():
+        means = [[part.mean(axis=0) for part in replicates(4)] for _ in range(2)]
+        a, b = (standardise(-g * (shift - full)) for g, shift, full in means)
+        return (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+
+    g, shift, full = replicates(8)
+    per_rise = np.stack([bench.per_rise(0.0, g.mean(axis=0), *parts) for parts in zip(shift, full, strict=True)])
+    shown = np.mean([agreement() for _ in range(4)])
+    assert bench.row_reliability(bench.split(per_rise), 4) == pytest.approx(shown, abs=0.02)
+    with_rise = -g[:, None] * (shift - full)
+    assert bench.row_reliability(bench.split(with_rise), 4) < shown - 0.1  # the noise of ḡ is not that of a row
+
+
+def test_two_chain_values_are_per_rise(bench):
+    rng = np.random.default_rng(3)
+    arrays, full = ({"excess": rng.normal(size=(2, 5, 6, 40)), "rise": rng.uniform(0.1, 0.2, (2, 5, 6))} for _ in "ab")
+    mine = slice(0, 4)
+    for r, found in enumerate(bench.estimates(arrays, full, 10.0)["two_chain_quads"]):
+        excess = arrays["excess"][r][:, mine]
+        moment, whole = (x["excess"][r][:, mine].mean(axis=(0, 1)) for x in (arrays, full))
+        expected = bench.response(excess, 10.0) - (g := arrays["rise"][:, :, mine].mean()) * (moment - whole)
+        np.testing.assert_allclose(g * found, expected, rtol=1e-9)
 
 
 def test_prices(bench):

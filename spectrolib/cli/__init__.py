@@ -19,20 +19,9 @@ from .measure import measure
 from .plan import plan
 from .train import train
 
-COMMANDS = {
-    "measure": measure,
-    "info": info,
-    "cluster": cluster,
-    "cards": cards,
-    "map": map_,
-    "match": match,
-    "plan": plan,
-    "train": train,
-}
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-for name, command in COMMANDS.items():
-    app.command(name)(command)
+for _command in (measure, info, cluster, cards, map_, match, plan, train):
+    app.command(_command.__name__.rstrip("_"))(_command)
 
 
 def _version(wanted: bool) -> None:

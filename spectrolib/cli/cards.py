@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .runs import clustered_result, standardisation, tokenizer_of
+from .runs import CUT, clustered_result, standardisation, tokenizer_for
 from .terminal import console, number, one_line_errors, print_rows
 
 
@@ -50,13 +50,12 @@ def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str
     from .. import cards as room
     from .. import catalogue, clustering, naming
     from ..features import describe
-    from ..runningtext import MISSING, running_text
+    from ..runningtext import running_text
 
     url, asked, key = name
     endpoint = naming.Endpoint(url, asked, key) if url or asked else None
     result, found = clustered_result(run), clustering.open_clusters(run)
-    cut = any(MISSING in str(text) for text in result["text"].values) if "text" in result.coords else False
-    tokenizer = tokenizer_of(run, model) if cut or model else None
+    tokenizer, missed = tokenizer_for(run, result, model)
     text = running_text(result, tokenizer)
     described = room.cards(result, found, features=describe(text), **standardisation(run), examples=examples, seed=seed)
     if endpoint is not None:
@@ -71,7 +70,7 @@ def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str
         "recall": _median(rule.recall.value for rule in rules),
         "families": dict(Counter(card.family for card in described).most_common()),
         "seed": seed,
-        "cut_characters": cut and tokenizer is None,
+        "cut_characters": missed,
         "named_by": endpoint.model if endpoint else None,
     }
     about = f"{len(found.labels):,} tokens of {run.resolve().name}, of which {found.coverage:.0%} are in a cluster."
@@ -97,7 +96,7 @@ def _print_cards(found: list, summary: dict, run: Path) -> None:
         "families": ", ".join(f"{family} {number}" for family, number in summary["families"].items()),
     }
     if summary["cut_characters"]:
-        words["note"] = "characters cut into several tokens show as �: name the measured model with --model"
+        words["note"] = CUT
     print_rows(words)
     table = Table("cluster", "tokens", "precision", "recall", "label", box=None)
     for card in found[:12]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .runs import clustered_result, standardisation, tokenizer_of
+from .runs import CUT, clustered_result, standardisation, tokenizer_for
 from .terminal import console, duration, one_line_errors, print_rows
 
 
@@ -29,13 +29,11 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
     from .. import clustering, tokenmap
     from ..cards import open_cards
     from ..estimator import standardise
-    from ..runningtext import MISSING
 
     begin = time.perf_counter()
     result, found = clustered_result(run), clustering.open_clusters(run)
     cards = open_cards(run) if (run / "cards.json").exists() else []
-    cut = "text" in result.coords and any(MISSING in str(text) for text in result["text"].values)
-    tokenizer = tokenizer_of(run, model) if cut or model else None
+    tokenizer, missed = tokenizer_for(run, result, model)
     vectors = standardise(result["susceptibility"].values, **standardisation(run))
     before = time.perf_counter()
     with console(stderr=True).status(f"laying out {len(vectors):,} tokens"):
@@ -48,8 +46,8 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
         "tokens": f"{len(vectors):,}, {found.coverage:.0%} of them in {len(found.sizes)} clusters",
         "cards": f"of {len(cards)} clusters" if cards else f"none: run `spectro cards {run}`, then this again",
     }
-    if cut and tokenizer is None:
-        words["note"] = "characters cut into several tokens show as �: name the measured model with --model"
+    if missed:
+        words["note"] = CUT
     return words | {
         "time": f"{duration(time.perf_counter() - begin)}, of which layout {duration(laid_out)}",
         "files": f"{run / 'map.html'} ({size / 1e6:.2f} MB), {run / 'layout.npz'}",

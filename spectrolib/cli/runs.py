@@ -33,8 +33,24 @@ def standardisation(run: Path) -> dict:
     return {"rows": None if settings["rows"] == "none" else settings["rows"], "whiten": settings["whiten"]}
 
 
-def tokenizer_of(run: Path, model: str):
-    """The tokenizer of the model that is named, or of the measured one if it is at hand; None if it is not."""
+CUT = "characters cut into several tokens show as �: name the measured model with --model"
+"""What to say where a tokenizer is wanted and not there."""
+
+
+def tokenizer_for(run: Path, result, model: str):
+    """The tokenizer that reads a result, None where none is wanted or to be had; and whether it is missed.
+
+    A result has the text of each token. That is enough, unless characters are cut into several tokens.
+    """
+    from ..runningtext import MISSING
+
+    cut = "text" in result.coords and any(MISSING in str(text) for text in result["text"].values)
+    found = _tokenizer(run, model) if cut or model else None
+    return found, cut and found is None
+
+
+def _tokenizer(run: Path, model: str):
+    """Of the model that is named, or of the measured one if it is at hand; None if it is not."""
     from ..models import load_model
     from ..store import read_manifest
 
