@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .components import FULL, Heads, Shape, blocks, check, gather, head_blocks, layer_of, split
+from .components import FULL, Heads, blocks, check, gather, head_blocks, layer_of, split
 from .layers import (
     FrozenHalves,
     FrozenLayer,
@@ -42,6 +42,7 @@ from .layers import (
 )
 from .models import LanguageModel
 from .posterior import Gradients, Settings, minibatches
+from .shapes import Shape
 
 TOKEN_BLOCK, VOCABULARY_BLOCK = 256, 1024
 """Rows and columns of logits held at once: about a megabyte, so that they stay in the cache."""
@@ -159,7 +160,7 @@ class Engine:
 
     Args:
         shape: the architecture.
-        weights: every parameter by its name (`components.tensors`), float32.
+        weights: every parameter by its name (`shapes.tensors`), float32.
         tokens_per_pass: tokens that run through the frozen part at once; the default suits the device.
     """
 

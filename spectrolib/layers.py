@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .components import ACTIVATIONS, HEAD_NORMS, Scaling, Shape
+from .shapes import ACTIVATIONS, HEAD_NORMS, Scaling, Shape
 
 aten = torch.ops.aten
 

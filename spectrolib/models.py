@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .components import Shape, tensors
 from .corpus import BUNDLED, bare_tokenizer
+from .shapes import Shape, check_named, tensors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,7 +77,7 @@ class LanguageModel:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """Every parameter by its name (`components.tensors`), whatever the file or the module calls it."""
+        """Every parameter by its name (`shapes.tensors`), whatever the file or the module calls it."""
         if self.path is not None:
             return {name: tensor.to(self.device) for name, tensor in load_weights(self.path)[1].items()}
         named = {_plain_name(name, self.shape): w.detach() for name, w in self.model.named_parameters()}
@@ -150,8 +150,6 @@ def load_model(
     """
     if dtype not in _DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: one of {', '.join(_DTYPES)}")
-    from .scale import check_named  # a room further on: it knows the Pythia family
-
     target = _device(device)
     name = str(name_or_path)
     folder = _folder(name, revision)
@@ -164,7 +162,7 @@ def load_model(
 def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     """Configuration and float32 tensors of a model folder, without transformers.
 
-    Tensors have the names of `components.tensors`, whatever the file calls them.
+    Tensors have the names of `shapes.tensors`, whatever the file calls them.
 
     Raises:
         ValueError: as `load_model`.

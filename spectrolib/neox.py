@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .components import Shape
 from .engine import cross_entropy
 from .layers import Rotary, forward
+from .shapes import Shape
 
 
 @dataclass(frozen=True)

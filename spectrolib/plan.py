@@ -15,20 +15,14 @@ import torch
 from jaxtyping import Int
 from numpy import ndarray
 
-from .components import FULL, Shape, check, layer_of, names
-from .corpus import (
-    Document,
-    Windows,
-    bundled_windows,
-    hub_documents,
-    tokenizer_hash,
-    windows_from_documents,
-)
+from .components import FULL, check, layer_of, names
+from .corpus import Document, Windows, bundled_windows, hub_documents, tokenizer_hash, windows_from_documents
 from .engine import TOKENS_PER_PASS, groups
 from .estimator import ESTIMATORS, Estimator
 from .models import LanguageModel, load_model
 from .posterior import Settings
 from .profiles import Profile, get
+from .shapes import Shape
 
 FORMAT = 2
 """Version of the run folder: raised when the numbers that a plan leads to change."""

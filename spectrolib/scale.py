@@ -22,101 +22,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from .components import FULL, Shape, layer_of, names, size
+from .components import FULL, layer_of, names, size
 from .engine import CACHE_BYTES, TOKEN_BLOCK, TOKENS_PER_PASS, groups
 from .estimator import CovarianceSums
 from .plan import Plan, _layer_operations, cut, evaluation_operations, step_operations
 from .posterior import Settings
 from .profiles import PAPER
+from .shapes import KNOWN, PYTHIA, Shape, plain_name
 from .workers import CONTROL_DRAWS
 
 # Models --------------------------------------------------------------------------------------------------------------
 
 
-def _pythia(layers: int, heads: int, width: int, vocabulary: int = 50_304) -> Shape:
-    rotary = width // heads // 4
-    return Shape(layers, heads, width, 4 * width, vocabulary, rotary, 10_000.0, 1e-5, "gelu")
-
-
-PYTHIA = {
-    "pythia-14m": _pythia(6, 4, 128),
-    "pythia-31m": _pythia(6, 8, 256),
-    "pythia-70m": _pythia(6, 8, 512),
-    "pythia-160m": _pythia(12, 12, 768),
-    "pythia-410m": _pythia(24, 16, 1024),
-    "pythia-1b": _pythia(16, 8, 2048),
-    "pythia-1.4b": _pythia(24, 16, 2048),
-    "pythia-2.8b": _pythia(32, 32, 2560),
-    "pythia-6.9b": _pythia(32, 32, 4096, 50_432),
-    "pythia-12b": _pythia(36, 40, 5120, 50_688),
-}
-"""Shapes of the family, as their config.json files have them."""
-
-
-def _gpt2(layers: int, heads: int, width: int) -> Shape:
-    numbers = (layers, heads, width, 4 * width, 50_257, 0, 0.0, 1e-5, "gelu_new")
-    return Shape(*numbers, family="gpt2", parallel=False, tied=True, longest=1024)
-
-
-def _llama(family: str, layers: int, heads: int, groups: int, width: int, mlp: int, vocabulary: int, dim: int) -> Shape:
-    return Shape(
-        *(layers, heads, width, mlp, vocabulary, dim, 10_000.0, 1e-5, "silu"),
-        family=family,
-        groups=groups,
-        head_dim=dim,
-        parallel=False,
-        rms=True,
-        biases=("attention",) if family == "qwen2" else (),
-        head_norms=family == "qwen3",
-        tied=True,
-    )
-
-
-OTHERS = {
-    "gpt2": _gpt2(12, 12, 768),
-    "gpt2-medium": _gpt2(24, 16, 1024),
-    "gpt2-large": _gpt2(36, 20, 1280),
-    "gpt2-xl": _gpt2(48, 25, 1600),
-    "smollm2-135m": _llama("llama", 30, 9, 3, 576, 1536, 49_152, 64),
-    "llama-3.2-1b": _llama("llama", 16, 32, 8, 2048, 8192, 128_256, 64),
-    "qwen2.5-0.5b": _llama("qwen2", 24, 14, 2, 896, 4864, 151_936, 64),
-    "qwen3-0.6b": _llama("qwen3", 28, 16, 8, 1024, 3072, 151_936, 128),
-}
-"""Shapes of models of other families: for costs alone, so bases of rotations and the like are not theirs."""
-
-
 def shape_of(model: str) -> Shape:
-    """The shape of a model by its name (Pythia, or of `OTHERS`), of ``bundled``, or of a folder with a config.json.
+    """The shape of a model by its name (`shapes.KNOWN`), of ``bundled``, or of a folder with a config.json.
 
     Raises:
         ValueError: for another name. Nothing is looked up on the hub.
     """
-    known = PYTHIA | OTHERS
-    for name in (_plain_name(model), model.lower().split("/")[-1]):
-        if name in known:
-            return known[name]
+    for name in (plain_name(model), model.lower().split("/")[-1]):
+        if name in KNOWN:
+            return KNOWN[name]
     if model == "bundled" or Path(model).is_dir():
         from .models import load_model
 
         return load_model(model, device="cpu").shape
-    raise ValueError(f"no shape is known of model {model!r}: give one of {', '.join(known)}, 'bundled' or a folder")
-
-
-def check_named(model: str, shape: Shape) -> None:
-    """Raise a ValueError if a model that is called by a name of the Pythia family has another architecture."""
-    expected = PYTHIA.get(_plain_name(model))
-    if expected is None or expected == shape:
-        return
-    differing = [
-        f"{field} {getattr(shape, field)} instead of {value}"
-        for field, value in vars(expected).items()
-        if getattr(shape, field) != value
-    ]
-    raise ValueError(f"{model!r} has another architecture than that name has: {', '.join(differing)}")
-
-
-def _plain_name(model: str) -> str:
-    return re.sub(r"-(deduped|v0)$", "", model.lower().removeprefix("eleutherai/"))
+    raise ValueError(f"no shape is known of model {model!r}: give one of {', '.join(KNOWN)}, 'bundled' or a folder")
 
 
 def parameters(shape: Shape) -> int:

@@ -23,12 +23,12 @@ import numpy as np
 from numpy import ndarray
 
 from .bank import Bank
-from .components import Shape
 from .engine import Engine
 from .estimator import CovarianceSums
 from .models import load_weights
 from .plan import Plan, Task, one_thread
 from .posterior import Chain, Draw, Settings, lockstep, stable_seed, team
+from .shapes import Shape
 from .store import ComponentRecord, joined, write_task
 
 

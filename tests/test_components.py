@@ -8,8 +8,9 @@ from conftest import random_gpt_neox
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrolib.components import Shape, blocks, check, components, gather, replace, split
+from spectrolib.components import blocks, check, components, gather, replace, split
 from spectrolib.engine import Engine
+from spectrolib.shapes import Shape
 
 CONFIG = {
     "model_type": "gpt_neox",

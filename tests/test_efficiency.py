@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from spectrolib.components import Shape
 from spectrolib.corpus import BUNDLED
 from spectrolib.estimator import CovarianceSums, standardise
+from spectrolib.shapes import Shape
 from spectrolib.store import ComponentRecord, RunFolder
 
 FILE = Path(__file__).resolve().parents[1] / "benchmarks" / "efficiency.py"

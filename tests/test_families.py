@@ -15,12 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spectrolib import scale
 from spectrolib.activations import activations
-from spectrolib.components import Shape, blocks, check, components, names, tensors
+from spectrolib.components import blocks, check, components, names
 from spectrolib.engine import Engine, groups
 from spectrolib.layers import Rotary
 from spectrolib.measure import measure
 from spectrolib.models import LanguageModel, load_model
 from spectrolib.plan import Plan, Task
+from spectrolib.shapes import Shape, tensors
 from spectrolib.workers import Job, run_task
 
 SIZES = dict(vocab_size=53, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=28)

@@ -21,7 +21,7 @@ import torch
 from conftest import random_gpt_neox
 from measuring import SETTINGS, Inline, files, plan
 
-from spectrolib.components import Shape, blocks
+from spectrolib.components import blocks
 from spectrolib.components import replace as replaced
 from spectrolib.corpus import Windows
 from spectrolib.engine import Engine
@@ -30,6 +30,7 @@ from spectrolib.measure import WorkerDied, measure
 from spectrolib.models import LanguageModel
 from spectrolib.plan import Task, evaluation_operations, step_operations
 from spectrolib.posterior import ChainError, sample
+from spectrolib.shapes import Shape
 from spectrolib.store import RunFolder
 from spectrolib.workers import available_cores
 

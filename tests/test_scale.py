@@ -12,13 +12,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from spectrolib import cli, scale
-from spectrolib.components import Shape, blocks, size
+from spectrolib import cli, scale, shapes
+from spectrolib.components import blocks, size
 from spectrolib.engine import Engine
 from spectrolib.estimator import CovarianceSums
 from spectrolib.neox import Architecture, initial_weights
 from spectrolib.plan import Task
 from spectrolib.posterior import Settings
+from spectrolib.shapes import Shape
 from spectrolib.workers import Job, run_task
 
 SMALL = Architecture(layers=2, heads=4, width=64, mlp=256, vocabulary=400)
@@ -26,7 +27,7 @@ H200 = scale.CARDS["h200"]
 
 
 def work(model: str = "pythia-14m", tokens: int = 20_000, **changes) -> scale.Work:
-    return scale.Work(scale.PYTHIA[model], tokens, **changes)
+    return scale.Work(shapes.PYTHIA[model], tokens, **changes)
 
 
 # Shapes

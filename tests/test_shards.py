@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measuring import SETTINGS, Inline, files
 
-from spectrolib import scale
+from spectrolib import scale, shapes
 from spectrolib.estimator import CovarianceSums
 from spectrolib.measure import assemble, fitted, measure
 from spectrolib.models import LanguageModel
@@ -273,7 +273,7 @@ def test_passes_are_shortened_where_shards_do_not_help_and_then_stay(folder, tmp
 
 def test_the_largest_shard_is_counted():
     """The count for a shard is that of a measurement of its tokens alone."""
-    job = scale.Work(scale.PYTHIA["pythia-14m"], 100 * 256, length=257)
+    job = scale.Work(shapes.PYTHIA["pythia-14m"], 100 * 256, length=257)
     assert scale._largest(job, 8192, 1) == job
     for shards, windows in ((2, 64 + 4 - 32), (3, 32 + 4), (99, 32 + 4)):
         assert scale._largest(job, 8192, shards).tokens == 256 * max(windows, 32 * -(-3 // shards))
