@@ -151,7 +151,7 @@ class Work(NamedTuple):
 def bundled_work() -> Work:
     """The bundled model, with the book's windows: all for minibatches and the loss, a few to probe."""
     import spectrolib
-    from spectrolib.engine import Engine
+    from spectrolib.models import engine_of
     from spectrolib.plan import profile_windows
     from spectrolib.profiles import get
 
@@ -159,7 +159,7 @@ def bundled_work() -> Work:
     windows = profile_windows(get("book"), model)
     probe = windows["probe"].ids
     return Work(
-        Engine.of(model),
+        engine_of(model),
         windows["sampling"].ids,
         windows["loss"].ids,
         probe[np.arange(PROBE_WINDOWS) * len(probe) // PROBE_WINDOWS],
@@ -175,7 +175,7 @@ def sample_cell(work: Work, cell: Cell) -> dict[str, ndarray]:
         ``gradient_seconds`` and ``update_seconds`` of a chain's step, ``evaluation_seconds`` of a token; and where a
         chain was no longer local, ``message`` in place of the rest.
     """
-    from spectrolib.plan import one_thread
+    from spectrolib.engine import one_thread
     from spectrolib.posterior import ChainError
 
     with one_thread():
@@ -240,7 +240,7 @@ def first_order(work: Work, component: str, windows: int = 256) -> Float[ndarray
     import torch
 
     from spectrolib.directions import mirrored
-    from spectrolib.plan import one_thread
+    from spectrolib.engine import one_thread
 
     with one_thread():
         group = work.engine.group([component])
@@ -266,7 +266,7 @@ def long_run(work: Work, component: str, draws: int = 500, replicates: int = 8) 
         ``plain``, ``response`` (replicates, tokens): minus the sample covariance of one chain of so many draws, and the
         response of one team of four chains with four draws.
     """
-    from spectrolib.plan import one_thread
+    from spectrolib.engine import one_thread
     from spectrolib.posterior import Chain, lockstep
 
     text, probe = work.loss[:4], work.probe[:1]
@@ -296,7 +296,7 @@ def own_text(work: Work, component: str, replicates: int = 6) -> Float[ndarray, 
     It is minus the covariance with the loss of those windows: what the sample covariance of the centre estimates, whose
     g is taken on them. Its own noise is far smaller, so the signal of the sample covariance is read off here.
     """
-    from spectrolib.plan import one_thread
+    from spectrolib.engine import one_thread
 
     cell = Cell(component, *CENTRE, "quad", replicates, OWN_DRAWS, batch=len(work.loss))
     with one_thread():
@@ -507,7 +507,7 @@ def driven(cell: Cell, mine: slice = slice(None)) -> int:
 
 def costs(work: Work, cell: Cell, arrays: dict[str, ndarray]) -> dict[str, float]:
     """Seconds, measured, and operations, counted, of a chain's gradient, of its update, and of a token's loss."""
-    from spectrolib.plan import evaluation_operations, step_operations
+    from spectrolib.operations import evaluation_operations, step_operations
 
     shape, time = work.engine.shape, work.sampling.shape[1] - 1
     seconds = {

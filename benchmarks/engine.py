@@ -103,8 +103,8 @@ def run_ours(work, workers: int) -> float:
     """Seconds that our tool takes."""
     import torch
 
-    from spectrolib.engine import Engine
     from spectrolib.measure import measure
+    from spectrolib.models import engine_of
     from spectrolib.workers import Job, run_task
 
     if workers > 1:
@@ -117,7 +117,7 @@ def run_ours(work, workers: int) -> float:
     torch.set_num_threads(1)
     job = Job("", "cpu", work.sampling.ids, work.loss.ids, work.probe.ids, work.settings, work.blocks)
     begin = time.perf_counter()
-    engine = Engine.of(work.model)
+    engine = engine_of(work.model)
     for task in work.tasks:
         run_task(engine, job, task)
     return time.perf_counter() - begin
@@ -188,18 +188,20 @@ def run_devinterp(work, threads: int) -> float:
 
 def one(tool: str, shape: str, cores: int) -> None:
     """One run, in this process: prints seconds and memory as JSON."""
+    from spectrolib.cost import of
+
     work = plan(shape)
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = run_ours(work, cores) if tool == "ours" else run_devinterp(work, cores)
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    cost = work.cost()
+    counted = of(work)
     print(
         json.dumps(
             {
                 "seconds": seconds,
                 "memory_mb": (own - base) / 1024 if cores == 1 else max(own, children) / 1024,
-                "operations": cost.operations,
-                "tokens": cost.token_steps + cost.token_evaluations,
+                "operations": counted.operations,
+                "tokens": counted.token_steps + counted.token_evaluations,
             }
         )
     )
@@ -217,7 +219,7 @@ def spawn(tool: str, shape: str, cores: int) -> dict:
 
 def compare(shape: str, cores: int, repeats: int) -> dict:
     """Both tools in turn; medians, and the ratio pair by pair."""
-    from spectrolib.plan import matmul_rate
+    from spectrolib.cost import matmul_rate
 
     ours, theirs, rates = [], [], []
     for _ in range(repeats):

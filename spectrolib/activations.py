@@ -20,6 +20,7 @@ from torch import Tensor
 from .corpus import Windows, bundled_windows, local_documents
 from .engine import Engine
 from .layers import attention_of, mlp_of, norm, norms_of
+from .models import engine_of
 from .plan import text_windows
 from .profiles import PAPER
 
@@ -76,7 +77,7 @@ def activations(model, windows, site: str) -> Float[ndarray, "windows time axes"
     Raises:
         ValueError: for a site that the model does not have, or windows that it cannot read.
     """
-    engine = model if isinstance(model, Engine) else Engine.of(model)
+    engine = engine_of(model)
     layer, part = place(site, engine.shape.layers)
     ids = engine.ids(windows)
     if engine.shape.longest and ids.shape[1] > engine.shape.longest:  # here the last token is read too

@@ -27,8 +27,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from .activations import activations, place, probe_windows, spliced_loss, token_rows, untrained
-from .engine import Engine
 from .matching import Matches, match, match_rate
+from .models import engine_of
 
 __all__ = [
     "Autoencoder",
@@ -261,7 +261,7 @@ def health(autoencoder: Autoencoder, model, windows) -> Health:
     Raises:
         ValueError: for "neurons", in whose place nothing can be spliced, or an autoencoder of another width.
     """
-    engine = model if isinstance(model, Engine) else Engine.of(model)
+    engine = engine_of(model)
     layer, part = place(autoencoder.site, engine.shape.layers)
     if part == "neurons":
         raise ValueError("an autoencoder of neurons cannot be spliced: take one of residual, attention or mlp")

@@ -58,7 +58,7 @@ def open_bank(path: str | Path, plan) -> Bank:
 
 
 def size(work) -> float:
-    """Bytes that the draws of a `scale.Work` take."""
+    """Bytes that the draws of a `cost.Work` take."""
     from .components import size as weights
 
     s = work.settings

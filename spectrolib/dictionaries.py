@@ -27,8 +27,7 @@ from torch import Tensor
 from .activations import activations, place, untrained
 from .autoencoders import Autoencoder, Recipe, health, train
 from .corpus import BUNDLED, Windows, bundled_windows
-from .engine import Engine
-from .models import load_model
+from .models import engine_of, load_model
 
 FOLDER = BUNDLED / "autoencoders"
 MARKS = "saprmarks/pythia-70m-deduped-saes"
@@ -191,7 +190,7 @@ def features(autoencoder: Autoencoder, model, windows: Windows) -> csr_array:
         ValueError: if the model has no such site, or its activations are of another width.
     """
     check_fits(autoencoder, model)
-    engine = model if isinstance(model, Engine) else Engine.of(model)
+    engine = engine_of(model)
     engine = untrained(engine) if of_shuffled_weights(autoencoder) else engine
     size = max(1, engine.tokens_per_pass // windows.length)
     pieces = (activations(engine, windows.ids[i : i + size], autoencoder.site) for i in range(0, len(windows), size))
@@ -372,7 +371,7 @@ def remake(folder: str | Path, report: Callable[[str], None] = print) -> Path:
     model, (text, heldout) = load_model("bundled", device="cpu"), training_windows()
     for name, site, recipe in SHIPPED:
         begin = time.process_time()
-        engine = untrained(model) if name.startswith("untrained") else Engine.of(model)
+        engine = untrained(model) if name.startswith("untrained") else engine_of(model)
         x = activations(engine, text, site)
         found = _rounded(train(x.reshape(-1, x.shape[-1]), recipe, site=site))
         seconds = round(time.process_time() - begin, 1)

@@ -32,8 +32,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from .components import check, size
-from .engine import Engine, groups
-from .plan import Plan, one_thread
+from .engine import Engine, groups, one_thread
+from .models import engine_of
+from .plan import Plan
 from .posterior import stable_seed
 
 REACH = 0.3
@@ -191,7 +192,7 @@ def tabulate(plan: Plan, *, every: int = 2, text: int = 64, seed: int = 0) -> Ta
         every: take each window whose number is a multiple of this.
         text: windows of each of the two texts that define ∇L, spread over the sampling windows and disjoint.
     """
-    engine, components = Engine.of(plan.model), plan.components
+    engine, components = engine_of(plan.model), plan.components
     windows = np.arange(0, len(plan.probe), every)
     probe = plan.probe.take(windows)
     texts = _disjoint(len(plan.sampling), text)

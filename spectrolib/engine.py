@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,6 @@ from .layers import (
     some_heads,
     some_mlp,
 )
-from .models import LanguageModel
 from .posterior import Gradients, Settings, minibatches
 from .shapes import Shape
 
@@ -51,6 +51,17 @@ TOKENS_PER_PASS = {"cpu": 1024, "cuda": 65_536}
 """Tokens of all streams together in one pass: small enough for a core's cache, large enough to fill a GPU."""
 CACHE_BYTES = 512 * 2**20
 """What windows need before the component is kept for all of them up to this size, else computed at each use."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch: the last bits depend on their number, and processes beat threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 # Cross-entropy -------------------------------------------------------------------------------------------------------
@@ -173,12 +184,6 @@ class Engine:
         self.layers = [frozen(self.weights, layer, shape, self.rotary) for layer in range(shape.layers)]
         self.unembedding = _centred(self.weights[shape.unembed])
         self.tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS.get(self.device.type, 65_536)
-
-    @classmethod
-    def of(cls, model) -> Engine:
-        """The engine of a `LanguageModel`, or of a transformers model."""
-        model = model if isinstance(model, LanguageModel) else LanguageModel(model)
-        return cls(model.shape, model.weights)
 
     def ids(self, windows) -> Int[Tensor, "windows length"]:
         """Token ids on the engine's device, checked.

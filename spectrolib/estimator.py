@@ -40,6 +40,8 @@ from numpy import ndarray
 
 CONTROLS = ("permuted", "noise")
 """Observables in place of g that know nothing of it."""
+CONTROL_DRAWS = 64
+"""Draws that are held at most to permute the observable over them."""
 
 
 class CovarianceSums:

@@ -29,8 +29,9 @@ from numpy import ndarray
 
 from . import estimator
 from .components import FULL
+from .engine import one_thread
 from .estimator import ESTIMATORS, CovarianceSums
-from .plan import Plan, one_thread
+from .plan import Plan
 from .posterior import Settings, lockstep, stable_seed, team
 from .store import RunFolder
 
@@ -486,9 +487,9 @@ def write_samples(plan: Plan, component: str, path: str | Path, *, loss: str = "
 
 def _our_draws(plan: Plan, component: str) -> tuple[ndarray, tuple[ndarray, ndarray, ndarray]]:
     """L(w*) by position; losses of the loss and the probe windows and of the minibatch, by chain and draw."""
-    from .engine import Engine
+    from .models import engine_of
 
-    engine, settings = Engine.of(plan.model), plan.settings
+    engine, settings = engine_of(plan.model), plan.settings
     start = engine.losses(plan.loss).double().mean(dim=0).cpu().numpy()
     found: list[list[ndarray]] = [[], [], []]
     for chain in range(settings.chains):

@@ -25,11 +25,11 @@ from . import estimator
 from .bank import open_bank
 from .components import FULL
 from .corpus import Windows
-from .engine import Engine
+from .cost import SUM_BYTES, within
+from .engine import one_thread
 from .estimator import ESTIMATORS, CovarianceSums, Estimator
-from .models import LanguageModel
-from .plan import Plan, Task, one_thread
-from .scale import SUM_BYTES, within
+from .models import LanguageModel, engine_of
+from .plan import Plan, Task
 from .store import RunFolder, TaskFile, joined, open_result, read_manifest
 from .workers import Advance, Job, check_executor, open_executor, show_progress
 
@@ -58,7 +58,7 @@ def measure(
         executor: "local" (processes of this machine), a `concurrent.futures.Executor`, or a Dask client or the address
             of its scheduler. Workers of other machines must see the model's folder under the same path.
         workers: processes of the local executor; by default as many as there are cores, or one on a GPU.
-        memory: bytes that a worker may need, as counted by `spectrolib.scale.memory`; see `fitted`.
+        memory: bytes that a worker may need, as counted by `spectrolib.cost.memory`; see `fitted`.
         bank: a folder of draws (`spectrolib.bank`): those that it holds are not sampled again, others are kept there.
             Workers of other machines must see it under the same path. The result is that without a bank.
         progress: whether to show progress: a bar in a terminal, else a line for each finished task.
@@ -308,7 +308,7 @@ def _halves(own: Blocks, full: Blocks) -> Float[ndarray, "estimator half block t
 
 def _start_losses(plan: Plan) -> Float[ndarray, " token"]:
     with one_thread():
-        engine = Engine.of(plan.model)
+        engine = engine_of(plan.model)
         engine.tokens_per_pass = plan.tokens_per_pass or engine.tokens_per_pass
         return engine.losses(plan.probe).flatten().cpu().numpy()
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .corpus import BUNDLED, bare_tokenizer
+from .engine import Engine
+from .posterior import Gradients, Settings
 from .shapes import Shape, check_named, tensors
 
 if TYPE_CHECKING:
@@ -111,6 +114,15 @@ class LanguageModel:
         has_one = (self.path / "tokenizer.json").exists()
         return AutoTokenizer.from_pretrained(self.path, **_LOCAL) if has_one else None
 
+    def moving(
+        self, component: str, windows, settings: Settings, chain: int
+    ) -> tuple[Float[Tensor, " parameters"], Gradients]:
+        """What `posterior.sample` needs to sample a component: w*, and gradients on minibatches of the windows."""
+        engine = engine_of(self)
+        driven = [component for member in settings.members if settings.drives(member)]
+        gradients = engine.group(driven or [component]).minibatch_gradients(windows, settings, chain)
+        return engine.group([component]).start[0], gradients
+
     @cached_property
     def hash(self) -> str:
         """SHA-256 of configuration and weights: of the files where there are any, otherwise of the tensors."""
@@ -157,6 +169,19 @@ def load_model(
     _check_weights(folder, shape)
     check_named(name, shape)
     return LanguageModel(name=name, path=folder, revision=revision, device=target, dtype=dtype)
+
+
+def engine_of(model: LanguageModel | PreTrainedModel | Engine, *, tokens_per_pass: int | None = None) -> Engine:
+    """The engine that runs a model at w*, with any of its components elsewhere.
+
+    Args:
+        model: a `LanguageModel`, a model of transformers, or an engine, which is given back as it is.
+        tokens_per_pass: tokens that go through the frozen layers at once; the default suits the device.
+    """
+    if isinstance(model, Engine):
+        return model
+    model = model if isinstance(model, LanguageModel) else LanguageModel(model)
+    return Engine(model.shape, model.weights, tokens_per_pass=tokens_per_pass)
 
 
 def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:

@@ -34,8 +34,6 @@ from numpy import ndarray
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from .corpus import Windows
-
 TokenProduct = Literal["plain", "weighted"]
 TOKEN_PRODUCTS = ("plain", "weighted")
 EQUAL = 1e-12  # singular values closer than this, relative to the largest, are one group; below it they are zero
@@ -339,14 +337,17 @@ class CorpusModes(NamedTuple):
 
 
 def suffix_counts(
-    ids: Int[ndarray, "windows length"] | Windows, suffix: int = 1
+    ids: Int[ndarray, "windows length"], suffix: int = 1
 ) -> tuple[sparse.csr_array, Int[ndarray, "contexts suffix"], Int[ndarray, " tokens"]]:
     """Counts of (last ``suffix`` tokens, next token), with the contexts and the tokens of its rows and columns.
+
+    Args:
+        ids: token windows, as an array or as `text.corpus.Windows`.
 
     Raises:
         ValueError: if ids are no integers of shape (windows, length), or no window is longer than the suffix.
     """
-    ids = np.asarray(ids.ids if isinstance(ids, Windows) else ids)
+    ids = np.asarray(getattr(ids, "ids", ids))  # `Windows`, or the array
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"ids must be integers of shape (windows, length), got {ids.dtype} {ids.shape}")
     if not 1 <= suffix < ids.shape[1]:
@@ -359,7 +360,7 @@ def suffix_counts(
 
 
 def corpus_modes(
-    source: Int[ndarray, "windows length"] | Windows | sparse.sparray | sparse.spmatrix,
+    source: Int[ndarray, "windows length"] | sparse.sparray | sparse.spmatrix,
     *,
     suffix: int = 1,
     modes: int = 16,

@@ -1,14 +1,11 @@
-"""The plan of a measurement: everything that it depends on, the tasks that it falls into, and what it costs."""
+"""The plan of a measurement: everything that it depends on, and the tasks that it falls into."""
 
 from __future__ import annotations
 
-import functools
-import math
 import platform
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -17,18 +14,17 @@ from numpy import ndarray
 
 from .components import FULL, check, layer_of, names
 from .corpus import Document, Windows, bundled_windows, hub_documents, tokenizer_hash, windows_from_documents
-from .engine import TOKENS_PER_PASS, groups
+from .cost import Work
+from .engine import TOKENS_PER_PASS
 from .estimator import ESTIMATORS, Estimator
 from .models import LanguageModel, load_model
 from .posterior import Settings
 from .profiles import Profile, get
 from .shapes import Shape
+from .shards import Stretch, cut
 
 FORMAT = 2
 """Version of the run folder: raised when the numbers that a plan leads to change."""
-
-Stretch = tuple[int, int]
-"""Consecutive windows: the first, and one past the last."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,8 @@ class Plan:
     def whole(self) -> list[Task]:
         """A task for each group and chain, all of the probe text in one: the longest first, so that workers finish
         together."""
-        together = sorted(groups([*self.components, FULL]), key=lambda group: -_operations(self, group))
+        work = Work.of(self)
+        together = sorted(work.groups, key=work.operations, reverse=True)
         return [Task(group, chain) for group in together for chain in range(self.settings.chains)]
 
     @property
@@ -152,8 +149,6 @@ class Plan:
 
     def manifest(self) -> dict:
         """What identifies the plan, as JSON-able values."""
-        from . import __version__
-
         passes = {} if self.tokens_per_pass is None else {"tokens_per_pass": self.tokens_per_pass}
         return {
             "format": FORMAT,
@@ -170,13 +165,9 @@ class Plan:
             "components": list(self.components),
             "estimator": self.estimator,
             "blocks": self.blocks,
-            "versions": {"spectrolib": __version__, "torch": torch.__version__, "numpy": np.__version__},
+            "versions": {"spectrolib": version("spectrolib"), "torch": torch.__version__, "numpy": np.__version__},
             "machine": {"processor": platform.machine(), "device": self.model.device.type} | passes,
         }
-
-    def cost(self) -> Cost:
-        """What the plan takes, counted."""
-        return _cost(self)
 
 
 def profile_windows(profile: Profile, model: LanguageModel) -> dict[str, Windows]:
@@ -249,143 +240,3 @@ class Task:
         layer = layer_of(self.components[0])
         name = f"{self.components[0] if layer is None else f'layer{layer}'}.chain{self.chain}"
         return name if self.windows is None else f"{name}.windows{self.windows[0]}-{self.windows[1]}"
-
-
-def cut(first: int, end: int, windows: int, rows: int, shards: int) -> list[Stretch]:
-    """Stretches from ``first`` to ``end``, none longer than where all ``windows`` are cut into ``shards`` equal ones.
-
-    They begin where a pass of the engine begins, and what is left of a pass at the end joins the last one. So every
-    window goes through the engine in the same company however the text is cut, and its losses are the same to the last
-    bit: those of a matrix product depend on its size.
-
-    Args:
-        rows: windows in a pass.
-    """
-    passes = max(1, (end - first) // rows)
-    longest = math.ceil(max(1, windows // rows) / shards)
-    starts = [first + rows * done for done in range(0, passes, longest)]
-    return list(zip(starts, [*starts[1:], end], strict=True))
-
-
-# What it costs -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a plan takes, counted."""
-
-    tasks: int
-    steps: int
-    """Steps of single components."""
-    token_steps: float
-    """Tokens that go through a gradient step."""
-    token_evaluations: float
-    """Tokens whose loss is evaluated at a draw."""
-    operations: float
-    """Floating-point operations of the matrix products that these need."""
-
-    def seconds(self, workers: int, *, efficiency: float = 0.4) -> float:
-        """A guess of the time on this machine: its matrix-product rate, measured now, times ``efficiency``."""
-        return self.operations / (workers * efficiency * matmul_rate())
-
-
-def _cost(plan: Plan) -> Cost:
-    s, sampled, shards = plan.settings, [*plan.components, FULL], len(plan.stretches())
-    teams = s.chains * len(sampled)
-    return Cost(
-        tasks=len(plan.tasks),
-        steps=shards * teams * s.steps * len(s.members),
-        token_steps=float(shards * teams * s.steps * _batch_tokens(plan)),
-        token_evaluations=float(teams * s.draws * _draw_tokens(plan, shards)),
-        operations=s.chains * _operations(plan, sampled, shards),
-    )
-
-
-def _batch_tokens(plan: Plan) -> int:
-    """Tokens that a team puts through a gradient at a step."""
-    s = plan.settings
-    return sum(map(s.drives, s.members)) * s.batch_size * (plan.sampling.length - 1)
-
-
-def _draw_tokens(plan: Plan, shards: int) -> int:
-    """Tokens whose loss a team needs at a draw: each shard takes L(w) for itself."""
-    probe, loss = (len(windows) * (windows.length - 1) for windows in (plan.probe, plan.loss))
-    return len(plan.settings.members) * (probe + shards * loss)
-
-
-def _operations(plan: Plan, components: Iterable[str], shards: int = 1) -> float:
-    """Operations of one team of each component; each shard of the probe text repeats its steps."""
-    s, shape = plan.settings, plan.shape
-    return sum(
-        shards * s.steps * _batch_tokens(plan) * step_operations(name, shape, plan.sampling.length - 1)
-        + s.draws * _draw_tokens(plan, shards) * evaluation_operations(name, shape, plan.probe.length - 1)
-        for name in components
-    )
-
-
-def _attention_operations(shape: Shape, time: int, groups: int) -> float:
-    """Operations of so many groups of heads for one token: their projections, causal attention over half the window."""
-    projections = 2 * shape.width * shape.head_dim * (2 * shape.shared + 2)
-    return groups * (projections + 2 * shape.shared * shape.head_dim * time)
-
-
-def _mlp_operations(shape: Shape) -> float:
-    return 2 * shape.width * shape.mlp * (len(shape.where.up) + 1)
-
-
-def _layer_operations(shape: Shape, time: int) -> float:
-    """Operations of one layer for one token."""
-    return _attention_operations(shape, time, shape.groups) + _mlp_operations(shape)
-
-
-def _own_operations(component: str, shape: Shape, time: int) -> float:
-    """Operations for one token of what moves in the component's own layer, and of what reads it there."""
-    if layer_of(component) is None:
-        return 0.0
-    if component.endswith("mlp"):
-        return _mlp_operations(shape)
-    return _attention_operations(shape, time, 1) + (0 if shape.parallel else _mlp_operations(shape))
-
-
-def evaluation_operations(component: str, shape: Shape, time: int) -> float:
-    """Operations that the loss of one token needs: the component that moved, the layers after it, the unembedding."""
-    layer = layer_of(component)
-    after = {"unembed": 0, "embed": shape.layers, FULL: shape.layers}.get(component)
-    after = shape.layers - 1 - layer if after is None else after
-    unembed = 2 * shape.width * shape.vocabulary
-    return _own_operations(component, shape, time) + after * _layer_operations(shape, time) + unembed
-
-
-def step_operations(component: str, shape: Shape, time: int) -> float:
-    """Operations of one token in a gradient step: the forward pass, and as many again for each gradient that is needed.
-
-    Frozen weights pass a gradient on to their inputs (one product more), moving weights take one (one more), ``full``
-    does both, and so does a tied embedding where it is the unembedding.
-    """
-    forward = evaluation_operations(component, shape, time)
-    tied = 2 * shape.width * shape.vocabulary if component == "embed" and shape.tied else 0
-    return forward * 3 if component == FULL else 2 * forward + tied
-
-
-@functools.cache
-def matmul_rate(size: int = 512, repeats: int = 8) -> float:
-    """Operations a second of a float32 matrix product on one thread of this machine's processor, measured."""
-    a, b = torch.ones(size, size), torch.ones(size, size)
-    times = []
-    with one_thread():
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(times)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch: the last bits depend on their number, and processes beat threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

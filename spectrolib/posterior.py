@@ -37,14 +37,12 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from .models import LanguageModel
 
 Preconditioner = Literal["none", "rmsprop", "rmsprop_corrected"]
 PRECONDITIONERS = ("none", "rmsprop", "rmsprop_corrected")
@@ -281,6 +279,16 @@ class Draw:
 Gradients = Callable[[Sequence[Tensor]], tuple[Sequence[float], Sequence[Tensor]]]
 
 
+@runtime_checkable
+class Sampled(Protocol):
+    """A model whose components can be sampled, as `sample` needs it: a `LanguageModel` is one."""
+
+    def moving(
+        self, component: str, windows, settings: Settings, chain: int
+    ) -> tuple[Float[Tensor, " parameters"], Gradients]:
+        """w* restricted to the component, flat, and the gradients of its driven chains on their minibatches."""
+
+
 def lockstep(chains: Sequence[Chain], gradients: Gradients, settings: Settings) -> Iterator[Draw]:
     """Advance the chains together and yield every draw, so that they can share what a minibatch costs.
 
@@ -329,7 +337,7 @@ def sample(
     """The draws of one chain, one by one; where chains are coupled, those of its team (`Settings.members`).
 
     Args:
-        potential_or_model: a differentiable function L(w) of a flat tensor, or a `LanguageModel`.
+        potential_or_model: a differentiable function L(w) of a flat tensor, or a model (`Sampled`).
         settings: the posterior and its sampler; ``draws`` draws are yielded.
         start: w*, for a function.
         component: the block of weights that moves, for a language model; every other weight stays as it is.
@@ -340,15 +348,10 @@ def sample(
         ValueError: for an unknown component, or where ``start`` or ``windows`` is missing.
         ChainError: if the loss is not finite or far above its local range.
     """
-    if isinstance(potential_or_model, LanguageModel):
+    if isinstance(potential_or_model, Sampled):
         if windows is None:
             raise ValueError("sampling a language model needs windows: token windows to draw minibatches from")
-        from .engine import Engine  # here, since the engine builds on this module
-
-        engine = Engine.of(potential_or_model)
-        begin = engine.group([component]).start[0]
-        driven = [component for member in settings.members if settings.drives(member)]
-        gradients = engine.group(driven or [component]).minibatch_gradients(windows, settings, chain)
+        begin, gradients = potential_or_model.moving(component, windows, settings, chain)
     else:
         if start is None:
             raise ValueError("sampling a potential needs start: the flat tensor w* around which it is localised")

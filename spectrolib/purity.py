@@ -34,9 +34,9 @@ from numpy import ndarray
 from . import planted
 from .components import FULL, names
 from .corpus import Windows
-from .engine import Engine, groups
+from .engine import groups
 from .estimator import standardise
-from .models import LanguageModel, load_model
+from .models import LanguageModel, engine_of, load_model
 from .posterior import Chain, Settings, lockstep, stable_seed
 
 ROWS = ("one_chain", "two_chain", "moment")
@@ -80,7 +80,7 @@ def fluctuations(
     Raises:
         ChainError: if a loss is not finite, or a chain is no longer local.
     """
-    engine = Engine.of(model)
+    engine = engine_of(model)
     components = tuple(components) or tuple(names(engine.shape))
     tokens = probe.ids[:, 1:].size
     start = engine.losses(probe).double().flatten()

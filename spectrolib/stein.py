@@ -58,8 +58,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from .directions import slopes
-from .engine import Engine
 from .estimator import CovarianceSums
+from .models import engine_of
 from .posterior import Settings, minibatches, sample
 
 
@@ -144,7 +144,7 @@ def covariances(
     """
     if settings.tilt:
         raise ValueError(f"tilted chains have their response: set tilt = 0 for Stein's identity, got {settings.tilt:g}")
-    engine = Engine.of(model)
+    engine = engine_of(model)
     group = engine.group([component])
     start, text, probes, driving = group.start[0], group.cache(loss), group.cache(probe), group.cache(sampling)
     apart = replace(settings, seed=settings.seed + 1, batch_size=batch or settings.batch_size)

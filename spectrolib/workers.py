@@ -23,10 +23,10 @@ import numpy as np
 from numpy import ndarray
 
 from .bank import Bank
-from .engine import Engine
-from .estimator import CovarianceSums
+from .engine import Engine, one_thread
+from .estimator import CONTROL_DRAWS, CovarianceSums
 from .models import load_weights
-from .plan import Plan, Task, one_thread
+from .plan import Plan, Task
 from .posterior import Chain, Draw, Settings, lockstep, stable_seed, team
 from .shapes import Shape
 from .store import ComponentRecord, joined, write_task
@@ -47,9 +47,6 @@ class Job:
     bank: str | None = None
     """Folder where draws are kept (`spectrolib.bank`)."""
 
-
-CONTROL_DRAWS = 64
-"""Draws that are held at most to permute the observable over them."""
 
 Report = Callable[[int], None]
 """Called with the number of draws (of single components) that a task has finished since the last call."""

@@ -20,7 +20,7 @@ from spectrolib.activations import PARTS
 from spectrolib.autoencoders import Autoencoder, Recipe, activations, health, match, train
 from spectrolib.corpus import bundled_windows
 from spectrolib.dictionaries import load, save
-from spectrolib.engine import Engine
+from spectrolib.models import engine_of
 
 SITES = [f"l{layer} {part}" for layer in (0, 3, 5) for part in PARTS]
 
@@ -32,7 +32,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(model):
-    return Engine.of(model)
+    return engine_of(model)
 
 
 # Activations ---------------------------------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from measuring import SETTINGS, Inline, files
 from typer.testing import CliRunner
 
 from spectrolib import bank as room
-from spectrolib import cli, scale, workers
+from spectrolib import cli, cost, workers
 from spectrolib.bank import Bank, open_bank, steps
-from spectrolib.engine import Engine
 from spectrolib.measure import measure
+from spectrolib.models import engine_of
 from spectrolib.plan import Plan, Task
 from spectrolib.posterior import team
 
@@ -62,7 +62,7 @@ def test_a_bank_holds_each_chain_and_as_much_as_is_said(folder, filled):
     names = [f"{name}.chain{k}" for name in ("l0h1", "l0-mlp", "unembed", "full") for k in (0, 1)]
     assert {file.stem for file in filled.glob("*.npy")} == {file.stem for file in filled.glob("*.npz")} == set(names)
     held = sum(file.stat().st_size for file in filled.glob("*.npy"))
-    assert held == pytest.approx(room.size(scale.Work.of(plan(folder))), rel=0.01)
+    assert held == pytest.approx(room.size(cost.Work.of(plan(folder))), rel=0.01)
 
 
 def test_the_same_measurement_again_samples_nothing(folder, filled, tmp_path, nothing_is_sampled):
@@ -121,7 +121,7 @@ def sampled(folder, names, settings):
     model, job = measuring.language_model(folder), plan(folder, settings, blocks=1)
     task = Task(names, 1)
     job = workers.Job("", "cpu", job.sampling.ids, job.loss.ids, job.probe.ids, settings, 1)
-    engine = Engine.of(model)
+    engine = engine_of(model)
     starts = zip(names, engine.group(names).start, strict=True)
     chains = [chain for name, start in starts for chain in team(start, settings, name=name, chain=1)]
     for draw in workers._draws(engine, job, task, chains):

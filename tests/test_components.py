@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrolib.components import blocks, check, components, gather, replace, split
-from spectrolib.engine import Engine
+from spectrolib.models import engine_of
 from spectrolib.shapes import Shape
 
 CONFIG = {
@@ -25,7 +25,7 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def engine(tiny_gpt_neox):
-    return Engine.of(tiny_gpt_neox)
+    return engine_of(tiny_gpt_neox)
 
 
 def ownership(engine, names):
@@ -118,7 +118,7 @@ def test_blocks_are_the_masks_of_the_authors_library(tiny_gpt_neox, engine):
 def test_zeroing_a_head_removes_exactly_its_output():
     """Without its columns of the output matrix, a head is as good as absent: the blocks are what the head does."""
     model = random_gpt_neox()
-    engine = Engine.of(model)
+    engine = engine_of(model)
     ids = torch.arange(12).view(1, 12)
     *_, out = blocks("l0h1", engine.shape)
     seen = {}

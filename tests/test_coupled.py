@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from spectrolib.engine import Engine
 from spectrolib.estimator import CovarianceSums
+from spectrolib.models import engine_of
 from spectrolib.posterior import Member, Settings, sample
 
 CURVATURE = torch.tensor([0.5, 4.0])
@@ -153,4 +153,4 @@ def tiny_engine():
         rotary_pct=0.25,
     )
     windows = torch.randint(0, 61, (3, 9), generator=torch.Generator().manual_seed(2)).numpy()
-    return Engine.of(GPTNeoXForCausalLM(config)), windows
+    return engine_of(GPTNeoXForCausalLM(config)), windows

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectrolib.engine import Engine
+from spectrolib.models import engine_of
 from spectrolib.posterior import Chain, Settings, lockstep
 
 sampling = pytest.importorskip("devinterp.slt.sampling")
@@ -60,7 +60,7 @@ def their_draws(model, component, folder):
 def our_draws(model, component, probe, monkeypatch):
     """The same from our engine and our chain, over the same batches in the same order."""
     monkeypatch.setattr(torch.Tensor, "normal_", lambda self, generator=None: self.zero_())
-    group = Engine.of(model).group([component])
+    group = engine_of(model).group([component])
     cached, held = group.cache(SAMPLED), group.cache(probe)
     batches = itertools.cycle(np.split(np.arange(len(SAMPLED)), len(SAMPLED) // BATCH))
     chain = Chain(group.start[0], SETTINGS, name=component)

@@ -11,13 +11,13 @@ from reference import Reference
 from spectrolib import directions
 from spectrolib.components import FULL, blocks, components, gather
 from spectrolib.components import replace as put
-from spectrolib.engine import Engine
+from spectrolib.models import engine_of
 from spectrolib.plan import Plan
 
 
 @pytest.fixture(scope="module")
 def engine(tiny_model):
-    return Engine.of(tiny_model)
+    return engine_of(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +156,9 @@ def test_a_table_and_what_comes_back_from_its_file(tiny_model, tmp_path):
     draw, slope = table.values["draw"] * 1e2, table.values["random 1"]
     assert np.corrcoef(draw.ravel(), slope.ravel())[0, 1] > 0.99
     # the two texts are disjoint, and L is their mean where they are all there is
-    whole = directions.mean_gradients(Engine.of(tiny_model), plan.sampling, plan.components)
+    whole = directions.mean_gradients(engine_of(tiny_model), plan.sampling, plan.components)
     full = directions.tabulate(plan, every=2, text=6)
-    slope = directions.slopes(Engine.of(tiny_model), plan.probe.take([0, 2, 4]), {n: g[None] for n, g in whole.items()})
+    slope = directions.slopes(engine_of(tiny_model), plan.probe.take([0, 2, 4]), {n: g[None] for n, g in whole.items()})
     np.testing.assert_allclose(
         (full.values["loss 1"] + full.values["loss 2"]) / 2, slope[0], rtol=0.2, atol=0.05 * np.abs(slope).max()
     )

@@ -13,7 +13,8 @@ from reference import Reference
 
 from spectrolib import engine as fast
 from spectrolib.components import components
-from spectrolib.engine import Engine, cross_entropy, groups
+from spectrolib.engine import cross_entropy, groups
+from spectrolib.models import engine_of
 from spectrolib.posterior import Settings, minibatches
 
 # Cross-entropy
@@ -153,7 +154,7 @@ def test_losses_at_the_trained_weights(tiny_gpt_neox, tiny_windows, reference):
     expected = reference.losses(reference.weights, tiny_windows)
     assert 3 < expected.mean() < 30  # random, but not flat
     for tokens_per_pass in (1, 25, None):
-        engine = Engine.of(tiny_gpt_neox)
+        engine = engine_of(tiny_gpt_neox)
         engine.tokens_per_pass = tokens_per_pass or engine.tokens_per_pass
         got = engine.losses(tiny_windows)
         assert got.shape == (7, 11)
@@ -168,7 +169,7 @@ def test_losses_with_components_moved(
 ):
     """All components of a group at once, each elsewhere, in passes that split windows and members unevenly."""
     monkeypatch.setattr(fast, "CACHE_BYTES", cache)
-    engine = Engine.of(tiny_gpt_neox)
+    engine = engine_of(tiny_gpt_neox)
     engine.tokens_per_pass = tokens_per_pass
     group = engine.group(names)
     positions = [moved(flat, i) for i, flat in enumerate(group.start)]
@@ -187,7 +188,7 @@ def test_losses_with_components_moved(
 @pytest.mark.parametrize("tokens_per_pass", [15, 2048])
 def test_gradients_with_components_moved(tiny_gpt_neox, tiny_windows, reference, names, tokens_per_pass):
     """Gradients of a minibatch that names a window twice, at moved weights."""
-    engine = Engine.of(tiny_gpt_neox)
+    engine = engine_of(tiny_gpt_neox)
     engine.tokens_per_pass = tokens_per_pass
     group = engine.group(names)
     rows = np.array([4, 0, 4, 6, 1])
@@ -202,7 +203,7 @@ def test_gradients_with_components_moved(tiny_gpt_neox, tiny_windows, reference,
 
 
 def test_gradients_of_every_component_at_the_trained_weights(tiny_gpt_neox, tiny_windows, reference):
-    engine = Engine.of(tiny_gpt_neox)
+    engine = engine_of(tiny_gpt_neox)
     for names in groups([*components(engine.shape), "full"]):
         group = engine.group(names)
         losses, slopes = group.gradients(group.start, group.cache(tiny_windows), np.arange(7))
@@ -233,7 +234,7 @@ def test_other_shapes(changes):
             "partial_rotary_factor": rope["rotary_pct"],
         }
     model = random_gpt_neox(seed=1, **changes)
-    reference, engine = Reference(model), Engine.of(model)
+    reference, engine = Reference(model), engine_of(model)
     windows = np.random.default_rng(1).integers(0, engine.shape.vocabulary, size=(3, 17))
     for names in groups([*components(engine.shape), "full"]):
         group = engine.group(names)
@@ -249,7 +250,7 @@ def test_other_shapes(changes):
 def test_float32_errors_are_those_of_transformers(tiny_gpt_neox, tiny_windows, reference, names):
     """Folding the norms and subtracting a component from the residual cost no accuracy to speak of."""
     theirs = Reference(tiny_gpt_neox, torch.float32)
-    group = Engine.of(tiny_gpt_neox).group(names)
+    group = engine_of(tiny_gpt_neox).group(names)
     positions = [moved(flat, i) for i, flat in enumerate(group.start)]
     cached = group.cache(tiny_windows)
     losses = group.losses(positions, cached)
@@ -265,7 +266,7 @@ def test_float32_errors_are_those_of_transformers(tiny_gpt_neox, tiny_windows, r
 
 def test_moving_a_component_is_a_directional_derivative(tiny_gpt_neox, tiny_windows):
     """The engine's losses and gradients agree with each other: L(w + hv) - L(w - hv) = 2h v·∇L."""
-    group = Engine.of(tiny_gpt_neox).group(("l0h2",))
+    group = engine_of(tiny_gpt_neox).group(("l0h2",))
     cached, h = group.cache(tiny_windows), 1e-2
     (start,) = group.start
     direction = torch.randn(start.shape, generator=torch.Generator().manual_seed(5))
@@ -276,7 +277,7 @@ def test_moving_a_component_is_a_directional_derivative(tiny_gpt_neox, tiny_wind
 
 def test_a_minibatch_is_the_windows_that_posterior_says(tiny_gpt_neox, tiny_windows, reference):
     s = Settings(batch_size=3, seed=4, share_batches=False)
-    group = Engine.of(tiny_gpt_neox).group(("l1h1",))
+    group = engine_of(tiny_gpt_neox).group(("l1h1",))
     gradients = group.minibatch_gradients(tiny_windows, s, chain=2)
     batches = minibatches(7, s, chain=2)
     for _ in range(4):
@@ -289,7 +290,7 @@ def test_a_minibatch_is_the_windows_that_posterior_says(tiny_gpt_neox, tiny_wind
 def test_the_engine_changes_nothing_that_it_is_given(tiny_gpt_neox, tiny_windows):
     before = {name: p.detach().clone() for name, p in tiny_gpt_neox.named_parameters()}
     windows = tiny_windows.copy()
-    engine = Engine.of(tiny_gpt_neox)
+    engine = engine_of(tiny_gpt_neox)
     for names in groups([*components(engine.shape), "full"]):
         group = engine.group(names)
         positions = [moved(flat, 0) for flat in group.start]
@@ -304,7 +305,7 @@ def test_the_engine_changes_nothing_that_it_is_given(tiny_gpt_neox, tiny_windows
 
 def test_two_runs_give_the_same_bits(tiny_gpt_neox, tiny_windows):
     def once():
-        group = Engine.of(tiny_gpt_neox).group(("l0h0", "l0h2", "l0 mlp"))
+        group = engine_of(tiny_gpt_neox).group(("l0h0", "l0h2", "l0 mlp"))
         cached = group.cache(tiny_windows)
         return [group.losses(group.start, cached), *group.gradients(group.start, cached, np.arange(5))[1]]
 
@@ -319,7 +320,7 @@ def test_groups_share_a_prefix():
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
 def test_token_ids_of_any_integer_type(tiny_gpt_neox, tiny_windows, dtype):
-    engine = Engine.of(tiny_gpt_neox)
+    engine = engine_of(tiny_gpt_neox)
     assert torch.equal(engine.losses(tiny_windows.astype(dtype)), engine.losses(tiny_windows))
 
 
@@ -334,7 +335,7 @@ def test_token_ids_of_any_integer_type(tiny_gpt_neox, tiny_windows, dtype):
     ],
 )
 def test_windows_that_cannot_be_run_are_refused(tiny_gpt_neox, windows, message):
-    engine = Engine.of(tiny_gpt_neox)
+    engine = engine_of(tiny_gpt_neox)
     with pytest.raises(ValueError, match=message):
         engine.losses(windows)
     with pytest.raises(ValueError, match=message):
@@ -342,7 +343,7 @@ def test_windows_that_cannot_be_run_are_refused(tiny_gpt_neox, windows, message)
 
 
 def test_groups_that_cannot_be_run_are_refused(tiny_gpt_neox):
-    engine = Engine.of(tiny_gpt_neox)
+    engine = engine_of(tiny_gpt_neox)
     with pytest.raises(ValueError, match="do not share a prefix"):
         engine.group(["l0h0", "l1h0"])
     with pytest.raises(ValueError, match="unknown component 'l7h0'"):

@@ -13,13 +13,13 @@ from reference import Reference
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from spectrolib import scale
+from spectrolib import cost
 from spectrolib.activations import activations
 from spectrolib.components import blocks, check, components, names
-from spectrolib.engine import Engine, groups
+from spectrolib.engine import groups
 from spectrolib.layers import Rotary
 from spectrolib.measure import measure
-from spectrolib.models import LanguageModel, load_model
+from spectrolib.models import LanguageModel, engine_of, load_model
 from spectrolib.plan import Plan, Task
 from spectrolib.shapes import Shape, tensors
 from spectrolib.workers import Job, run_task
@@ -76,7 +76,7 @@ def model(kind):
 
 @pytest.fixture(scope="module")
 def engine(model):
-    return Engine.of(model)
+    return engine_of(model)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_losses_at_the_trained_weights(engine, reference, windows):
 @pytest.mark.parametrize("tokens_per_pass", [25, 1024])
 def test_losses_and_gradients_of_every_component(model, reference, windows, tokens_per_pass):
     """Moved away from w*, all components of a layer together, in passes that split windows and members unevenly."""
-    engine = Engine.of(model)
+    engine = engine_of(model)
     engine.tokens_per_pass = tokens_per_pass
     at_rest = reference.losses(reference.weights, windows)
     rows = np.arange(len(windows))
@@ -149,7 +149,7 @@ def test_blocks_are_the_masks_of_the_authors_library(kind):
     """Where a head's size is width / heads, as devinterp 2.0.1 has it."""
     masks_of = pytest.importorskip("devinterp.slt.weight_restrictions").create_param_masks
     model = random_model(kind)
-    shape = Engine.of(model).shape
+    shape = engine_of(model).shape
     parameters = dict(model.named_parameters())
     for component in every_component(shape):
         if component in ("unembed", "full"):  # devinterp does not find the first under transformers 5's name
@@ -195,11 +195,11 @@ def test_gpt2_as_the_hub_has_it(tmp_path):
 
 
 def test_windows_longer_than_the_model_reads_are_refused():
-    engine = Engine.of(random_model("gpt2"))
+    engine = engine_of(random_model("gpt2"))
     assert engine.losses(np.zeros((1, 17), dtype=int)).shape == (1, 16)
     with pytest.raises(ValueError, match="at most 17 tokens, got 18: the model reads 16 at once"):
         engine.ids(np.zeros((1, 18), dtype=int))
-    assert Engine.of(random_model("mistral")).shape.longest == 64
+    assert engine_of(random_model("mistral")).shape.longest == 64
     assert activations(engine, np.zeros((1, 16), dtype=int), "l1 mlp").shape == (1, 16, 24)
     with pytest.raises(ValueError, match="at most 16 tokens to be read whole, got 17"):
         activations(engine, np.zeros((1, 17), dtype=int), "l1 mlp")
@@ -213,16 +213,16 @@ def test_a_plan_with_windows_that_are_too_long_is_refused():
 
 def test_llama_3_stretches_rotations_as_transformers_does():
     model = random_model("llama 3")
-    rotary = Rotary(Engine.of(model).shape, torch.device("cpu"))
+    rotary = Rotary(engine_of(model).shape, torch.device("cpu"))
     torch.testing.assert_close(rotary.frequencies, model.model.rotary_emb.inv_freq)
     assert not torch.allclose(
-        rotary.frequencies, Rotary(Engine.of(random_model("llama")).shape, torch.device("cpu")).frequencies
+        rotary.frequencies, Rotary(engine_of(random_model("llama")).shape, torch.device("cpu")).frequencies
     )
 
 
 def test_a_head_among_those_that_share_its_keys():
     """It holds its query and output, and the shared keys and values: what it overlaps with its group is all of it."""
-    shape = Engine.of(random_model("qwen2")).shape
+    shape = engine_of(random_model("qwen2")).shape
     assert names(shape)[:4] == ["l0g0", "l0g1", "l1g0", "l1g1"]
     head, group = ({(b.parameter, str(b.index)) for b in blocks(name, shape)} for name in ("l1h3", "l1g1"))
     shared = {name for name, _ in head & group}
@@ -233,7 +233,7 @@ def test_a_head_among_those_that_share_its_keys():
 
 def test_tied_embeddings_are_one_component():
     with pytest.raises(ValueError, match="'embed' \\(which is the unembedding too\\)"):
-        check("unembed", Engine.of(random_model("gpt2")).shape)
+        check("unembed", engine_of(random_model("gpt2")).shape)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_measured_from_end_to_end(kind, tmp_path):
     result = measure(plan, tmp_path / "run", executor=Inline(), progress=False)
     assert list(result.component.values) == names(plan.shape)
     assert np.isfinite(result.susceptibility).all() and (result.susceptibility.std("token") > 0).all()
-    np.testing.assert_allclose(result.loss, Engine.of(plan.model).losses(plan.probe).flatten(), rtol=1e-6)
+    np.testing.assert_allclose(result.loss, engine_of(plan.model).losses(plan.probe).flatten(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama grouped, tied", "qwen2"])
@@ -272,14 +272,14 @@ def test_operations_agree_with_torchs_counter(kind):
     """Of every task of a small measurement; ours leave out half of the attention, which is causal."""
     wide = dict(n_embd=48, vocab_size=400) if kind == "gpt2" else dict(hidden_size=48, vocab_size=400)
     shape = Shape.from_config(random_model(kind, **wide).config.to_dict())
-    engine = Engine.of(random_model(kind, **wide))
+    engine = engine_of(random_model(kind, **wide))
     rng = np.random.default_rng(0)
     sampling, loss, probe = (rng.integers(0, 400, (count, 17)) for count in (12, 5, 10))
     settings = dataclasses.replace(SETTINGS, chains=1, draws=2, tilt=10.0, antithetic=True)
     job = Job("", "cpu", sampling, loss, probe, settings, 1)
-    work = scale.Work(shape, 160, settings, 17, 80, 12, blocks=1)
+    work = cost.Work(shape, 160, settings, 17, 80, 12, blocks=1)
     in_place = {torch.ops.aten.addmm_: lambda out, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         for group in work.groups:
             run_task(engine, job, Task(group, 0))
-    assert scale.operations(work) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert cost.operations(work) == pytest.approx(counter.get_total_flops(), rel=0.05)

@@ -21,14 +21,15 @@ import torch
 from conftest import random_gpt_neox
 from measuring import SETTINGS, Inline, files, plan
 
+from spectrolib import cost
 from spectrolib.components import blocks
 from spectrolib.components import replace as replaced
 from spectrolib.corpus import Windows
-from spectrolib.engine import Engine
 from spectrolib.estimator import with_estimator
 from spectrolib.measure import WorkerDied, measure
-from spectrolib.models import LanguageModel
-from spectrolib.plan import Task, evaluation_operations, step_operations
+from spectrolib.models import LanguageModel, engine_of
+from spectrolib.operations import evaluation_operations, step_operations
+from spectrolib.plan import Task
 from spectrolib.posterior import ChainError, sample
 from spectrolib.shapes import Shape
 from spectrolib.store import RunFolder
@@ -90,7 +91,7 @@ def test_the_result_is_what_the_formula_says_of_the_draws(folder, tmp_path):
         """g of every draw, and l - L of every draw and token."""
         start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         names = {"embed_out.weight": "lm_head.weight"} if "lm_head.weight" in start else {}
-        weights = Engine.of(model).weights
+        weights = engine_of(model).weights
         parts = blocks(component, job.shape, tuple(weights))
         before = losses(job.loss).mean()
         g, d = [], []
@@ -157,7 +158,7 @@ def test_the_control_at_nbeta_0_needs_no_minibatch(folder, tmp_path):
     result = measure(job, tmp_path / "run", executor=Inline(), progress=False)
     assert np.isnan(result["batch_loss"]).all()
     assert np.isfinite(result["susceptibility"]).all()
-    assert job.cost().token_steps == 0
+    assert cost.of(job).token_steps == 0
 
 
 # The same bits
@@ -363,12 +364,12 @@ def test_operations_agree_with_a_count_of_the_products():
 
 
 def test_cost_counts_draws_and_steps(folder):
-    cost = plan(folder).cost()
-    assert cost.tasks == 10
-    assert cost.steps == 9 * 2 * (2 + 8 * 3)
-    assert cost.token_steps == cost.steps * 4 * 8
-    assert cost.token_evaluations == 9 * 2 * 8 * (6 + 4) * 8
-    assert cost.seconds(2) == pytest.approx(cost.seconds(1) / 2)
+    found = cost.of(plan(folder))
+    assert found.tasks == 10
+    assert found.steps == 9 * 2 * (2 + 8 * 3)
+    assert found.token_steps == found.steps * 4 * 8
+    assert found.token_evaluations == 9 * 2 * 8 * (6 + 4) * 8
+    assert found.seconds(2) == pytest.approx(found.seconds(1) / 2)
 
 
 def test_available_cores_is_at_least_one():

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
-from spectrolib import cli, matching, profiles, scale, shapes, tokenmap
+from spectrolib import cli, cost, matching, profiles, shapes, tokenmap
 from spectrolib.clustering import open_clusters
 from spectrolib.corpus import BUNDLED, local_documents
 from spectrolib.measure import measure
@@ -157,8 +157,8 @@ def spectro(*arguments) -> str:
 
 def test_the_architecture_is_the_one_named(hub):
     model = load_model(NAME, device="cpu")
-    assert model.shape == shapes.PYTHIA["pythia-14m"] == scale.shape_of(NAME)
-    assert sum(tensor.numel() for tensor in model.weights.values()) == scale.parameters(model.shape) == 14_067_712
+    assert model.shape == shapes.PYTHIA["pythia-14m"] == cost.shape_of(NAME)
+    assert sum(tensor.numel() for tensor in model.weights.values()) == cost.parameters(model.shape) == 14_067_712
     wrong = r"'EleutherAI/pythia-14m' has another architecture than that name has: heads 8 instead of 4, rotary 4 inst"
     with pytest.raises(ValueError, match=wrong):
         load_model(NAME, revision="step1000", device="cpu")  # of another shape

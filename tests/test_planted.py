@@ -13,8 +13,7 @@ from scipy import stats
 
 from spectrolib import planted
 from spectrolib.corpus import Windows
-from spectrolib.engine import Engine
-from spectrolib.models import load_model
+from spectrolib.models import engine_of, load_model
 from spectrolib.planted import AGREE, BIGRAM, BRACKET, COPY, COUNT, NOISE, REASONS, SKIP, START, Language
 from spectrolib.training import END
 
@@ -259,7 +258,7 @@ def test_a_model_learns_and_travels(tmp_path):
     rounded = {name: w.half().float() for name, w in weights.items()}
     ids = torch.from_numpy(windows.ids.astype(np.int64))
     by_hand = planted.window_losses(rounded, ids, recipe.shape)
-    np.testing.assert_allclose(Engine.of(model).losses(windows).mean(1), by_hand, rtol=1e-4)
+    np.testing.assert_allclose(engine_of(model).losses(windows).mean(1), by_hand, rtol=1e-4)
     assert model.tokenizer.decode(windows.ids[0].tolist()).split() == [language.words[i] for i in windows.ids[0]]
     words = " ".join(language.words[i] for i in windows.ids[0])
     assert model.tokens.encode(words, add_special_tokens=False).ids == windows.ids[0].tolist()
@@ -277,7 +276,7 @@ def test_the_shipped_model_has_learnt_its_language():
     assert language == Language()
     windows, labels = planted.draw(language, 300, planted.LENGTH, seed=2**40)
     bayes = planted.bayes_losses(language, windows)
-    excess = Engine.of(model).losses(windows).numpy() - bayes
+    excess = engine_of(model).losses(windows).numpy() - bayes
     error = excess.mean(axis=1).std() / math.sqrt(len(excess))
     assert 0 < excess.mean() - 2 * error and excess.mean() < 0.1
     assert summary["losses"]["model"] - summary["losses"]["bayes"] == pytest.approx(excess.mean(), abs=5 * error)

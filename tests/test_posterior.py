@@ -12,8 +12,8 @@ from scipy import stats
 
 from spectrolib import exact
 from spectrolib.components import blocks, components, gather, replace
-from spectrolib.engine import Engine
 from spectrolib.estimator import CovarianceSums, merge_all, one_chain, standard_error, two_chain
+from spectrolib.models import engine_of
 from spectrolib.posterior import Chain, ChainError, Settings, lockstep, minibatches, sample, stable_seed
 
 PLAIN = Settings(nbeta=2.0, gamma=1.0, step_size=0.1, preconditioner="none", max_rise=math.inf, seed=5)
@@ -282,7 +282,7 @@ def test_rmsprop_without_memory_widens_the_law_as_derived():
 def reference_chain(model, component, windows, s, chain):
     """SGLD on a transformers model with autograd over every weight and a mask, as plainly as possible."""
     weights = {name.replace("lm_head", "embed_out"): p.detach().clone() for name, p in model.named_parameters()}
-    engine = Engine.of(model)
+    engine = engine_of(model)
     owned = blocks(component, engine.shape, tuple(engine.weights))
     centre = gather(weights, owned)
     flat, v = centre.clone(), torch.zeros_like(centre)
@@ -325,7 +325,7 @@ def test_chain_of_a_component_is_masked_sgld_on_the_whole_model(tiny_model, tiny
 
 
 def test_frozen_weights_stay_bit_identical(tiny_model, tiny_windows):
-    engine = Engine.of(tiny_model)
+    engine = engine_of(tiny_model)
     s = Settings(batch_size=2, draws=2, steps_between_draws=2)
     for component in components(engine.shape):
         *_, draw = sample(tiny_model, s, component=component, windows=tiny_windows)

@@ -80,7 +80,7 @@ def test_chains_are_those_of_the_main_job(tiny_gpt_neox, tiny_windows):
     found = purity.fluctuations(model, windows, windows, settings, names)
     plan = Plan(model, windows, windows, windows, settings, names)
     job = Job("", "cpu", tiny_windows, tiny_windows, tiny_windows, settings, blocks=1)
-    engine = purity.Engine.of(model)
+    engine = purity.engine_of(model)
     for task in plan.tasks:
         for name, record in run_task(engine, job, task).items():
             ours = found.full[task.chain] if name == "full" else found.excess[names.index(name), task.chain]

@@ -9,10 +9,11 @@ import measuring
 import numpy as np
 import pytest
 import torch
+from spectrobook import scale
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from spectrolib import cli, scale, shapes
+from spectrolib import cli, cost, shapes
 from spectrolib.components import blocks, size
 from spectrolib.engine import Engine
 from spectrolib.estimator import CovarianceSums
@@ -23,11 +24,11 @@ from spectrolib.shapes import Shape
 from spectrolib.workers import Job, run_task
 
 SMALL = Architecture(layers=2, heads=4, width=64, mlp=256, vocabulary=400)
-H200 = scale.CARDS["h200"]
+H200 = cost.CARDS["h200"]
 
 
-def work(model: str = "pythia-14m", tokens: int = 20_000, **changes) -> scale.Work:
-    return scale.Work(shapes.PYTHIA[model], tokens, **changes)
+def work(model: str = "pythia-14m", tokens: int = 20_000, **changes) -> cost.Work:
+    return cost.Work(shapes.PYTHIA[model], tokens, **changes)
 
 
 # Shapes
@@ -50,8 +51,8 @@ def work(model: str = "pythia-14m", tokens: int = 20_000, **changes) -> scale.Wo
 )
 def test_sizes_are_those_of_the_family(name, weights, components):
     """The totals that the makers of Pythia publish; the numbers of components of the paper and of its rule."""
-    assert scale.parameters(scale.shape_of(f"EleutherAI/{name}-deduped")) == weights
-    assert len(scale.Work(scale.shape_of(name), 1).components) == components
+    assert cost.parameters(cost.shape_of(f"EleutherAI/{name}-deduped")) == weights
+    assert len(cost.Work(cost.shape_of(name), 1).components) == components
 
 
 @pytest.mark.parametrize(
@@ -69,16 +70,16 @@ def test_sizes_are_those_of_the_family(name, weights, components):
 )
 def test_sizes_of_other_families_are_those_that_their_makers_publish(name, weights, components):
     """Components: groups of heads in each layer, its MLP, and the embedding that is the unembedding too."""
-    shape = scale.shape_of(name)
-    assert scale.parameters(shape) == weights
-    assert len(scale.Work(shape, 1).components) == components == shape.layers * (shape.groups + 1) + 1
+    shape = cost.shape_of(name)
+    assert cost.parameters(shape) == weights
+    assert len(cost.Work(shape, 1).components) == components == shape.layers * (shape.groups + 1) + 1
 
 
 def test_the_bundled_model_and_folders_have_their_own_shape():
     from spectrolib.models import load_model
 
-    assert scale.shape_of("bundled") == scale.BUNDLED_SHAPE == load_model("bundled", device="cpu").shape
-    assert scale.shape_of(str(load_model("bundled").path)) == scale.BUNDLED_SHAPE
+    assert cost.shape_of("bundled") == scale.shape_named("bundled") == load_model("bundled", device="cpu").shape
+    assert cost.shape_of(str(load_model("bundled").path)) == scale.shape_named("bundled")
 
 
 def test_parameters_of_components_are_those_of_their_blocks():
@@ -108,19 +109,19 @@ def test_operations_of_a_whole_measurement_agree_with_torchs_counter(changes):
     common = {"step_size": 1e-3, "preconditioner": "none", "batch_size": 4, "chains": 1, "draws": 2}
     settings = Settings(**common | {"steps_between_draws": 3} | changes)
     job = Job("", "cpu", sampling, loss, probe, settings, 1)
-    here = scale.Work(shape, 160, settings, length, 80, 12, blocks=1)
+    here = cost.Work(shape, 160, settings, length, 80, 12, blocks=1)
     in_place = {torch.ops.aten.addmm_: lambda out, a, b, *_, **__: 2 * a[0] * a[1] * b[1]}
     counted = {}
     for group in here.groups:
         with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
             run_task(engine, job, Task(group, 0))
         counted[group] = counter.get_total_flops()
-    assert scale.operations(here) == pytest.approx(sum(counted.values()), rel=0.03)
+    assert cost.operations(here) == pytest.approx(sum(counted.values()), rel=0.03)
     for group in here.groups:
         rest = tuple(name for name in here.components if name not in group)
         others = replace(here, components=rest) if group[0] != "full" else None
         if others is not None:
-            assert scale.operations(here) - scale.operations(others) == pytest.approx(counted[group], rel=0.06)
+            assert cost.operations(here) - cost.operations(others) == pytest.approx(counted[group], rel=0.06)
 
 
 def test_steps_and_draws_are_counted_as_the_plan_counts_them(tmp_path):
@@ -130,22 +131,23 @@ def test_steps_and_draws_are_counted_as_the_plan_counts_them(tmp_path):
     random_gpt_neox(**shape).save_pretrained(tmp_path)
     for settings in (measuring.SETTINGS, replace(measuring.SETTINGS, antithetic=True, tilt=5.0, nbeta=5.0)):
         plan = measuring.plan(tmp_path, settings)
-        found = scale.Work.of(plan)
-        mine = sum(part.operations for part in scale.parts(found) if part.activity != "at w*")
-        assert mine == pytest.approx(plan.cost().operations, rel=1e-12)
-        assert len(found.groups) * settings.chains == plan.cost().tasks
+        found = cost.Work.of(plan)
+        mine = sum(part.operations for part in cost.parts(found) if part.activity != "at w*")
+        assert mine == pytest.approx(settings.chains * sum(map(found.operations, found.groups)), rel=1e-12)
+        assert mine < cost.of(plan).operations, "what is done once at w* is counted too"
+        assert len(found.groups) * settings.chains == cost.of(plan).tasks
 
 
 def test_cost_grows_as_it_must():
     few, many = work(tokens=20_000), work(tokens=40_000)
-    losses = lambda w: sum(p.operations for p in scale.parts(w) if p.activity == "probe losses")  # noqa: E731
+    losses = lambda w: sum(p.operations for p in cost.parts(w) if p.activity == "probe losses")  # noqa: E731
     assert losses(many) == pytest.approx(2 * losses(few))
-    steps = lambda w: sum(p.operations for p in scale.parts(w) if p.activity == "steps")  # noqa: E731
+    steps = lambda w: sum(p.operations for p in cost.parts(w) if p.activity == "steps")  # noqa: E731
     assert steps(many) == steps(few)
     twice = replace(few, settings=replace(few.settings, chains=8))
-    assert scale.operations(twice) == pytest.approx(2 * scale.operations(few))
-    by_kind = {part.kind for part in scale.parts(few)}
-    assert by_kind == set(scale.KINDS)
+    assert cost.operations(twice) == pytest.approx(2 * cost.operations(few))
+    by_kind = {part.kind for part in cost.parts(few)}
+    assert by_kind == set(cost.KINDS)
 
 
 # Time
@@ -154,13 +156,13 @@ def test_cost_grows_as_it_must():
 def test_hours_are_the_larger_of_compute_and_memory():
     """A job of one activity only, by hand: losses of the unembedding, with hardly any loss windows."""
     job = work(tokens=10**9, loss_tokens=1, components=("unembed",))
-    found = scale.parts(job)
+    found = cost.parts(job)
     slow = replace(H200, rates={"float32": 1.0, "tf32": 1.0, "bf16": 1.0}, bandwidth=1e30)
     narrow = replace(H200, rates={"float32": 1e30, "tf32": 1e30, "bf16": 1e30}, bandwidth=1.0)
-    compute = scale.hours(job, slow, efficiency=1.0)
-    assert compute.hours * 3600 == pytest.approx(scale.operations(job))
+    compute = cost.hours(job, slow, efficiency=1.0)
+    assert compute.hours * 3600 == pytest.approx(cost.operations(job))
     assert set(compute.bound.values()) == {"compute"}
-    memory = scale.hours(job, narrow, "bf16", efficiency=0.5)
+    memory = cost.hours(job, narrow, "bf16", efficiency=0.5)
     assert memory.hours * 3600 == pytest.approx(2 * 2 * sum(part.numbers for part in found))
     assert set(memory.bound.values()) == {"memory"}
     assert memory.low < memory.hours < memory.high
@@ -168,13 +170,13 @@ def test_hours_are_the_larger_of_compute_and_memory():
 
 
 def test_the_calibration_foretells_sizes_that_it_was_not_fitted_to():
-    fitted, unseen = scale.MEASURED[:2], scale.MEASURED[2:]
+    fitted, unseen = scale.timed("processor")[:2], scale.timed("processor")[2:]
     assert [run.name for run in unseen] == ["pythia-31m", "pythia-70m"]
     for run in fitted:
         assert scale.cpu_seconds(run.work, run.cores, run.rate) == pytest.approx(run.seconds, rel=0.01)
     for run in unseen:
         assert scale.cpu_seconds(run.work, run.cores, run.rate) == pytest.approx(run.seconds, rel=0.1)
-    for run in scale.WALL_CLOCK:  # processes start, and the cores share their memory
+    for run in scale.timed("wall clock"):  # processes start, and the cores share their memory
         assert 0.6 < scale.cpu_seconds(run.work, run.cores, run.rate) / run.seconds < 1
 
 
@@ -183,12 +185,12 @@ def test_the_published_run_lies_between_what_is_possible_and_what_is_lazy():
     published = scale.PUBLISHED
     job = work(published.model, published.tokens, settings=published.settings, length=1025)
     seconds = published.card_hours * 3600
-    share = {p: sum(scale.full_forwards(job).values()) / seconds / H200.rates[p] for p in scale.PRECISIONS}
+    share = {p: sum(scale.full_forwards(job).values()) / seconds / H200.rates[p] for p in cost.PRECISIONS}
     assert share["float32"] > 1 > share["tf32"] > share["bf16"] > 0.1
     probes = scale.full_forwards(job)["probe losses"]
-    forward = 2 * (scale.parameters(job.shape) - job.shape.vocabulary * job.shape.width)  # a lookup has no products
+    forward = 2 * (cost.parameters(job.shape) - job.shape.vocabulary * job.shape.width)  # a lookup has no products
     assert probes == pytest.approx(411 * 400 * published.tokens * forward, rel=0.05)  # attention is the rest
-    assert 0.4 < scale.operations(job) / sum(scale.full_forwards(job).values()) < 0.8
+    assert 0.4 < cost.operations(job) / sum(scale.full_forwards(job).values()) < 0.8
 
 
 # Memory and disk
@@ -201,41 +203,41 @@ def test_disk_is_what_the_running_sums_and_the_result_hold(tmp_path):
 
     sums = CovarianceSums(1000)
     held = sum(np.asarray(getattr(sums, name)).nbytes for name in CovarianceSums.VECTORS)
-    assert held == scale.SUM_BYTES * 1000
+    assert held == cost.SUM_BYTES * 1000
     shape = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": measuring.VOCABULARY}
     random_gpt_neox(**shape).save_pretrained(tmp_path / "model")
     plan = measuring.plan(tmp_path / "model", replace(measuring.SETTINGS, draws=2, steps_between_draws=1))
     result = measure(plan, tmp_path / "run", executor=measuring.Inline(), progress=False)
     tables = sum(values.nbytes for values in result.data_vars.values() if {"token", "component"} <= set(values.dims))
-    assert scale.disk(scale.Work.of(plan))["result"] == tables
+    assert cost.disk(cost.Work.of(plan))["result"] == tables
 
 
 def test_what_does_not_fit_fits_in_shorter_passes_and_parts():
     job = work("pythia-1.4b", 4_250_000, settings=scale.PUBLISHED.settings)
-    needed = sum(scale.memory(job).values())
+    needed = sum(cost.memory(job).values())
     assert needed > 80e9
     for limit in (30e9, 80e9, 141e9, 1e15):
-        found = scale.fit(job, limit)
+        found = cost.fit(job, limit)
         if found is None:
             continue
         part = replace(job, tokens=math.ceil(job.tokens / found.parts))
-        assert sum(scale.memory(part, tokens_per_pass=found.tokens_per_pass).values()) <= limit
-    assert found == scale.Fit(65_536, 1)
-    assert scale.fit(job, 1e9) is None
+        assert sum(cost.memory(part, tokens_per_pass=found.tokens_per_pass).values()) <= limit
+    assert found == cost.Fit(65_536, 1)
+    assert cost.fit(job, 1e9) is None
 
 
 # Graph and clusters
 
 
 def test_clustering_times_pass_through_what_was_measured():
-    for tokens, seconds in scale.CLUSTER_SECONDS.items():
-        assert scale.clustering_seconds(tokens) == pytest.approx(seconds)
-    for tokens, seconds in scale.GRAPH_SECONDS.items():
-        assert scale.graph_seconds(tokens) == pytest.approx(seconds)
-        assert scale.graph_seconds(tokens, 64) == pytest.approx(2 * seconds)
+    for tokens, seconds in cost.clustering_timings()["clusters"].items():
+        assert cost.clustering_seconds(tokens) == pytest.approx(seconds)
+    for tokens, seconds in cost.clustering_timings()["graph"].items():
+        assert cost.graph_seconds(tokens) == pytest.approx(seconds)
+        assert cost.graph_seconds(tokens, 64) == pytest.approx(2 * seconds)
     sizes = np.geomspace(1e3, 1e7, 40)
-    assert (np.diff([scale.clustering_seconds(n) for n in sizes]) > 0).all()
-    assert scale.graph_seconds(4_800_000) == pytest.approx(77 * 16**1.5)
+    assert (np.diff([cost.clustering_seconds(n) for n in sizes]) > 0).all()
+    assert cost.graph_seconds(4_800_000) == pytest.approx(77 * 16**1.5)
 
 
 # The command
@@ -253,7 +255,7 @@ def test_the_command_says_what_the_numbers_say():
     found = json.loads(out)
     expected = work("pythia-1.4b", 4_250_000, settings=replace(scale.PUBLISHED.settings, burn_in=16))
     expected = replace(expected, settings=replace(expected.settings, step_size=1e-4, preconditioner="rmsprop"))
-    assert found["operations"] == pytest.approx(scale.operations(expected))
+    assert found["operations"] == pytest.approx(cost.operations(expected))
     assert found["tokens"] == 4_250_000 and found["components"] == 410 and found["tasks"] == 27 * 4
     assert found["hours"]["measured"] is False
     assert sum(found["operations_by_activity"].values()) == pytest.approx(found["operations"])
@@ -295,4 +297,4 @@ def test_bad_input_is_one_line(options, message):
 
 @pytest.mark.parametrize(("text", "value"), [("20000", 20_000), ("20k", 20_000), ("4.25M", 4_250_000), ("1e6", 10**6)])
 def test_counts_as_people_write_them(text, value):
-    assert scale.number(text) == value
+    assert cost.number(text) == value

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from measuring import SETTINGS, Inline, files
 
-from spectrolib import scale, shapes
+from spectrolib import cost, shapes
 from spectrolib.estimator import CovarianceSums
 from spectrolib.measure import assemble, fitted, measure
 from spectrolib.models import LanguageModel
-from spectrolib.plan import Plan, cut
+from spectrolib.plan import Plan
+from spectrolib.shards import cut
 from spectrolib.store import ComponentRecord, RunFolder, TaskFile
 from spectrolib.workers import Recorder, _stretches
 
@@ -239,12 +240,12 @@ def test_a_result_from_many_slabs_is_that_from_one(folder, whole, monkeypatch):
 
 def test_a_bound_on_memory_fixes_the_shards(folder, whole, tmp_path):
     job = plan(folder)
-    most, least = (sum(scale.need(replace(job, shards=n)).values()) for n in (1, 5))
+    most, least = (sum(cost.need(replace(job, shards=n)).values()) for n in (1, 5))
     assert most > least
-    assert scale.within(job, most).shards == 1 and scale.within(job, most).tokens_per_pass == 23
+    assert cost.within(job, most).shards == 1 and cost.within(job, most).tokens_per_pass == 23
     for limit in np.linspace(least, most, 7):
-        assert sum(scale.need(scale.within(job, limit)).values()) <= limit
-    assert scale.within(replace(job, shards=4), most).shards == 4
+        assert sum(cost.need(cost.within(job, limit)).values()) <= limit
+    assert cost.within(replace(job, shards=4), most).shards == 4
     measure(job, tmp_path / "run", memory=least, executor=Inline(), progress=False)
     assert len(list((tmp_path / "run" / "tasks").iterdir())) == 6 * 5
     assert files(tmp_path / "run" / "result.zarr") == files(whole / "result.zarr")
@@ -259,9 +260,9 @@ def test_passes_are_shortened_where_shards_do_not_help_and_then_stay(folder, tmp
     """A long pass needs more than the smallest shard of long passes; the run remembers, since its bits depend on it."""
     job = plan(folder, tokens_per_pass=None)
     assert job.tasks == replace(job, shards=99).tasks, "all windows are in one pass"
-    limit = sum(scale.need(plan(folder, shards=99)).values())
+    limit = sum(cost.need(plan(folder, shards=99)).values())
     short = fitted(job, tmp_path / "run", limit)
-    assert 11 <= short.tokens_per_pass < 121 and sum(scale.need(short).values()) <= limit
+    assert 11 <= short.tokens_per_pass < 121 and sum(cost.need(short).values()) <= limit
     assert short.manifest()["machine"]["tokens_per_pass"] == short.tokens_per_pass
     measure(job, tmp_path / "run", memory=limit, executor=Inline(), progress=False)
     assert fitted(job, tmp_path / "run").tokens_per_pass == short.tokens_per_pass
@@ -273,23 +274,23 @@ def test_passes_are_shortened_where_shards_do_not_help_and_then_stay(folder, tmp
 
 def test_the_largest_shard_is_counted():
     """The count for a shard is that of a measurement of its tokens alone."""
-    job = scale.Work(shapes.PYTHIA["pythia-14m"], 100 * 256, length=257)
-    assert scale._largest(job, 8192, 1) == job
+    job = cost.Work(shapes.PYTHIA["pythia-14m"], 100 * 256, length=257)
+    assert cost._largest(job, 8192, 1) == job
     for shards, windows in ((2, 64 + 4 - 32), (3, 32 + 4), (99, 32 + 4)):
-        assert scale._largest(job, 8192, shards).tokens == 256 * max(windows, 32 * -(-3 // shards))
+        assert cost._largest(job, 8192, shards).tokens == 256 * max(windows, 32 * -(-3 // shards))
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("4GB", 4e9), ("512 MB", 512e6), ("1.5g", 1.5e9), ("8GiB", 8 * 2**30), ("100k", 1e5), ("7", 7)]
 )
 def test_sizes_of_memory_as_people_write_them(text, value):
-    assert scale.bytes_of(text) == value
+    assert cost.bytes_of(text) == value
 
 
 @pytest.mark.parametrize("text", ["much", "-4GB", "0", "4 gallons", ""])
 def test_what_is_no_size_of_memory_is_refused(text):
     with pytest.raises(ValueError, match="is no size of memory: write it like 4GB"):
-        scale.bytes_of(text)
+        cost.bytes_of(text)
 
 
 def test_files_are_read_in_stretches(tmp_path):
@@ -311,8 +312,8 @@ def test_on_a_graphics_card_its_memory_is_the_bound(folder, tmp_path, monkeypatc
     """No card is needed: only its size is asked for."""
     job = plan(folder, probe=measuring.windows(2, 9000, length=12), tokens_per_pass=None)
     job = replace(job, model=LanguageModel(name="small", path=folder, device="cuda"))
-    short = sum(scale.need(replace(job, tokens_per_pass=16_384)).values())
-    long = sum(scale.need(job).values())
+    short = sum(cost.need(replace(job, tokens_per_pass=16_384)).values())
+    long = sum(cost.need(job).values())
     assert job.rows == 65_536 // 11 and short < long
 
     def of_size(memory: float) -> Plan:
@@ -328,7 +329,7 @@ def test_on_a_graphics_card_its_memory_is_the_bound(folder, tmp_path, monkeypatc
 
 
 def test_each_shard_repeats_the_chains_and_not_the_losses(folder):
-    one, many = plan(folder).cost(), plan(folder, shards=3).cost()
+    one, many = cost.of(plan(folder)), cost.of(plan(folder, shards=3))
     assert many.tasks == 3 * one.tasks and many.steps == 3 * one.steps and many.token_steps == 3 * one.token_steps
     assert one.token_evaluations < many.token_evaluations < 3 * one.token_evaluations
     assert one.operations < many.operations < 3 * one.operations

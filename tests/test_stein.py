@@ -9,8 +9,8 @@ import torch
 from scipy.integrate import quad
 
 from spectrolib import exact, stein
-from spectrolib.engine import Engine
 from spectrolib.estimator import CovarianceSums
+from spectrolib.models import engine_of
 from spectrolib.posterior import Settings, sample
 
 SETTINGS = Settings(nbeta=8.0, gamma=5.0, step_size=0.02, preconditioner="none", draws=40, steps_between_draws=4)
@@ -210,7 +210,7 @@ def test_three_estimates_of_one_number_on_a_model(tiny_model, tiny_windows, nbet
 
 def response(model, name, settings, chain, *, sampling, loss, probe):
     """Cov(g, d_xy) as coupled chains give it."""
-    group, sums = Engine.of(model).group([name] * len(settings.members)), CovarianceSums()
+    group, sums = engine_of(model).group([name] * len(settings.members)), CovarianceSums()
     text, probes = group.cache(loss), group.cache(probe)
     for draw in sample(model, settings, component=name, windows=sampling, chain=chain):
         values = group.losses(draw.positions, text).double().mean((1, 2)).numpy()

@@ -47,7 +47,7 @@ def _match(run: Path, names: list[str], sites: list[str], model: str, settings: 
     from .. import clustering, matching
     from .. import dictionaries as shelf
     from ..activations import measured_windows, token_rows
-    from ..engine import Engine
+    from ..models import engine_of
     from ..store import open_result
 
     begin = time.perf_counter()
@@ -62,7 +62,7 @@ def _match(run: Path, names: list[str], sites: list[str], model: str, settings: 
         shelf.check_fits(book, reader)
     windows = measured_windows(result, reader)
     rows = {at: token_rows(result, windows, at) for at in ("predicted", "context")}
-    found, engine = [], Engine.of(reader)
+    found, engine = [], engine_of(reader)
     with console(stderr=True).status("") as status:
         for number, (name, book) in enumerate(books):
             status.update(f"{escape(name)}, {book.site} ({number + 1} of {len(books)})")

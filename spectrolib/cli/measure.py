@@ -57,10 +57,10 @@ def measure(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost, and stop.")] = False,
 ) -> None:
     """Measure the susceptibility of every probe token for every component."""
+    from ..cost import bytes_of
     from ..measure import fitted
     from ..measure import measure as carry_out
     from ..models import load_model
-    from ..scale import bytes_of
     from ..store import finished_tasks
     from ..workers import start_forkserver
 
@@ -126,10 +126,10 @@ def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) 
 
 def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
     from ..bank import size
-    from ..scale import Work, bytes_text, disk, need
+    from ..cost import Work, bytes_text, disk, need, of
     from ..workers import available_cores
 
-    s, shape, cost, shards = plan.settings, plan.shape, plan.cost(), len(plan.stretches())
+    s, shape, counted, shards = plan.settings, plan.shape, of(plan), len(plan.stretches())
     count, held = min(workers or available_cores(), len(plan.tasks)), need(plan)
     cut = f" in {shards} shards, each of which repeats the chains" if shards > 1 else ""
     cut += f", passes of {plan.tokens_per_pass:,} tokens" if plan.tokens_per_pass else ""
@@ -146,12 +146,12 @@ def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
         "probe text": ", ".join(f"{domain} {number}" for domain, number in sorted(domains.items())),
         "posterior": f"nβ {s.nbeta:g}, γ {s.gamma:g}; {sampler}, step size {s.step_size:g}, batch {s.batch_size}",
         "chains": f"{s.chains} x {s.draws} draws, {s.steps_between_draws} steps apart after {s.burn_in}; seed {s.seed}",
-        "cost": f"{len(plan.tasks)} tasks{cut}; {cost.token_steps:.3g} tokens through steps, "
-        f"{cost.token_evaluations:.3g} token losses, {cost.operations:.3g} operations",
+        "cost": f"{len(plan.tasks)} tasks{cut}; {counted.token_steps:.3g} tokens through steps, "
+        f"{counted.token_evaluations:.3g} token losses, {counted.operations:.3g} operations",
         "memory": f"about {bytes_text(sum(held.values()))} a worker for the largest task: "
         + ", ".join(f"{name} {bytes_text(size)}" for name, size in held.items())
         + f"; then {bytes_text(disk(Work.of(plan))['result'])} for the result",
-        "time": f"about {duration(cost.seconds(count))} on {count} cores",
+        "time": f"about {duration(counted.seconds(count))} on {count} cores",
     }
     if bank:
         rows["draws"] = f"kept in {bank}, {bytes_text(size(Work.of(plan)))} in all; those that are there cost no steps"

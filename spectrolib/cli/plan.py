@@ -31,20 +31,20 @@ def plan(
 ) -> None:
     """Say what a measurement would take: operations, memory, disk, hours on a card, and where the time goes."""
     with one_line_errors():
-        from .. import scale
+        from .. import cost
         from ..profiles import PAPER
 
         given = {"draws": draws, "chains": chains, "steps_between_draws": steps, "batch_size": batch}
         base = PAPER.settings.plain() if plain else PAPER.settings
         settings = replace(base, **{name: value for name, value in given.items() if value is not None})
-        work = scale.Work(scale.shape_of(model), scale.number(tokens), settings, length=length)
-        share = scale.EFFICIENCY if efficiency is None else efficiency
-        found = scale.summary(work, scale.card_of(card), precision, share, model)
+        work = cost.Work(cost.shape_of(model), cost.number(tokens), settings, length=length)
+        share = cost.EFFICIENCY if efficiency is None else efficiency
+        found = cost.summary(work, cost.card_of(card), precision, share, model)
     print(json.dumps(found, indent=2)) if as_json else print_rows(_plan_in_words(found))
 
 
 def _plan_in_words(found: dict) -> dict[str, str]:
-    from ..scale import EFFICIENCY_RANGE, bytes_text
+    from ..cost import EFFICIENCY_RANGE, bytes_text
 
     s, hours, disk = found["settings"], found["hours"], found["disk"]
     team = f"teams of {s['members']}" if s["members"] > 1 else "no teams"

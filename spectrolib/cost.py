@@ -1,13 +1,13 @@
 r"""What a measurement takes before it is run: operations, bytes moved, memory, disk, and hours on a graphics card.
 
-Operations are counted exactly, by the functions of `spectrolib.plan` and, for what is computed once at w*, here; a test
-compares them with torch's own counter. Bytes moved and memory are counted by hand from the engine's own steps, and are
+Operations are counted exactly, from the counts of one token (`operations`); a test compares them with torch's own
+counter. Bytes moved and memory are counted by hand from the engine's own steps, and are
 good to a factor, not to a percent.
 
     seconds = Σ over parts  max( operations / peak rate,  bytes moved / bandwidth ) / efficiency
 
 The parts are the steps of the chains, the losses of the probe tokens and of the loss windows at every draw, and the
-passes at w*. The efficiency is measured for processors only (`MEASURED`). **No graphics card was measured for this
+passes at w*. The efficiency is measured for processors only. **No graphics card was measured for this
 edition**: peak rates are those of the makers' data sheets, and hours on a card stand for an assumed efficiency, with a
 range. Text, labels and the clustering after it take other machines: `clustering_seconds`.
 """
@@ -15,21 +15,27 @@ range. Text, labels and the clustering after it take other machines: `clustering
 from __future__ import annotations
 
 import functools
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Literal, NamedTuple
 
+import torch
+
 from .components import FULL, layer_of, names, size
-from .engine import CACHE_BYTES, TOKEN_BLOCK, TOKENS_PER_PASS, groups
-from .estimator import CovarianceSums
-from .plan import Plan, _layer_operations, cut, evaluation_operations, step_operations
+from .corpus import BUNDLED
+from .engine import CACHE_BYTES, TOKEN_BLOCK, TOKENS_PER_PASS, groups, one_thread
+from .estimator import CONTROL_DRAWS, CovarianceSums
+from .models import load_model
+from .operations import evaluation_operations, layer_operations, step_operations
 from .posterior import Settings
 from .profiles import PAPER
-from .shapes import KNOWN, PYTHIA, Shape, plain_name
-from .workers import CONTROL_DRAWS
+from .shapes import KNOWN, Shape, plain_name
+from .shards import cut
 
 # Models --------------------------------------------------------------------------------------------------------------
 
@@ -44,8 +50,6 @@ def shape_of(model: str) -> Shape:
         if name in KNOWN:
             return KNOWN[name]
     if model == "bundled" or Path(model).is_dir():
-        from .models import load_model
-
         return load_model(model, device="cpu").shape
     raise ValueError(f"no shape is known of model {model!r}: give one of {', '.join(KNOWN)}, 'bundled' or a folder")
 
@@ -90,7 +94,7 @@ CARDS = {
 EFFICIENCY = 0.33
 """The share of the limit that hours on a card assume. Not measured."""
 EFFICIENCY_RANGE = (0.15, 0.6)
-"""Between these two the truth may well lie; processor cores reach 0.4 to 0.65 (`MEASURED`, `WALL_CLOCK`)."""
+"""Between these two the truth may well lie; processor cores reach 0.4 to 0.65."""
 
 
 def card_of(name: str) -> Card:
@@ -162,6 +166,15 @@ class Work:
         """Components that share a prefix; with a chain, a task."""
         return groups(self.sampled)
 
+    def operations(self, group: tuple[str, ...]) -> float:
+        """Operations of the chains of one group, without what is done once at w*: which task is the longest."""
+        s, time, total = self.settings, self.length - 1, 0.0
+        for name in group:
+            total += s.steps * self.batch_tokens * step_operations(name, self.shape, time)
+            losses = s.draws * self.members * (self.tokens + self.loss_tokens)
+            total += losses * evaluation_operations(name, self.shape, time)
+        return total
+
     @property
     def members(self) -> int:
         """Chains that one chain stands for."""
@@ -196,8 +209,12 @@ def _kind(component: str) -> str:
     return "MLPs" if component.endswith("mlp") else "heads"
 
 
-def parts(work: Work) -> list[Part]:
-    """What each activity costs for each kind of component."""
+def parts(work: Work, shards: int = 1) -> list[Part]:
+    """What each activity costs for each kind of component.
+
+    Args:
+        shards: parts of the probe text that are tasks of their own. Each repeats all but the losses of its own tokens.
+    """
     s, shape, time = work.settings, work.shape, work.length - 1
     found: dict[tuple[str, str], list[float]] = {}
 
@@ -218,22 +235,22 @@ def parts(work: Work) -> list[Part]:
         )
 
     for component in work.sampled:
-        tokens = s.steps * work.batch_tokens
+        tokens = shards * s.steps * work.batch_tokens
         logits = 5 * shape.vocabulary * tokens  # the gradient reads them once more
         moved = _layers_after(component, shape) * _step_numbers(shape, time) * tokens
-        own = _state_numbers(work, component) * s.steps * work.members
+        own = _state_numbers(work, component) * shards * s.steps * work.members
         operations = tokens * step_operations(component, shape, time)
         add("steps", _kind(component), operations, moved + logits + own, logits)
         losses("probe losses", component, s.draws * work.members * work.tokens)
-        losses("loss windows", component, s.draws * work.members * work.loss_tokens)
+        losses("loss windows", component, shards * s.draws * work.members * work.loss_tokens)
     for group in work.groups:
-        for tokens in (work.tokens, work.loss_tokens):  # the losses at w* are subtracted
+        for tokens in (work.tokens, shards * work.loss_tokens):  # the losses at w* are subtracted
             losses_at_start = tokens * evaluation_operations("embed", shape, time)
             moved, logits = shape.layers * _layer_numbers(shape) * tokens, 4 * shape.vocabulary * tokens
             add("at w*", _kind(group[0]), losses_at_start, moved + logits, logits)
         layers = _prefix_layers(group[0], shape)
-        tokens = _prefix_tokens(work, group)
-        operations, moved = layers * _layer_operations(shape, time), layers * _layer_numbers(shape)
+        tokens = _prefix_tokens(work, group, shards)
+        operations, moved = layers * layer_operations(shape, time), layers * _layer_numbers(shape)
         add("at w*", _kind(group[0]), tokens * operations, tokens * moved, 0.0)
     return [Part(*key, *values) for key, values in found.items()]
 
@@ -277,22 +294,72 @@ def _held(work: Work, component: str, tokens: float) -> float:
     return size if size <= CACHE_BYTES else 0.0
 
 
-def _prefix_tokens(work: Work, group: tuple[str, ...]) -> float:
-    """Tokens whose prefix a task computes: once where it can be kept, else at every use."""
-    s, time, total = work.settings, work.length - 1, 0.0
-    for tokens in (work.tokens, work.loss_tokens):
-        total += tokens * (1 if _held(work, group[0], tokens) else s.draws)
+def _prefix_tokens(work: Work, group: tuple[str, ...], shards: int = 1) -> float:
+    """Tokens whose prefix the tasks of a chain compute: once where it can be kept, else at every use."""
+    s, time = work.settings, work.length - 1
+
+    def at_draws(tokens: float) -> float:
+        return tokens * (1 if _held(work, group[0], tokens) else s.draws)
+
+    total = shards * at_draws(work.tokens / shards)
+    repeated = at_draws(work.loss_tokens)
     sampling = work.sampling_windows * time
     if s.needs_gradient or not _held(work, group[0], sampling):
-        total += sampling if _held(work, group[0], sampling) else s.steps * s.batch_size * time * s.needs_gradient
+        repeated += sampling if _held(work, group[0], sampling) else s.steps * s.batch_size * time * s.needs_gradient
     else:
-        total += sampling
-    return total
+        repeated += sampling
+    return total + shards * repeated
 
 
-def operations(work: Work) -> float:
+def operations(work: Work, shards: int = 1) -> float:
     """All matrix products, in floating-point operations."""
-    return sum(part.operations for part in parts(work))
+    return sum(part.operations for part in parts(work, shards))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan takes, counted."""
+
+    tasks: int
+    steps: int
+    """Steps of single components."""
+    token_steps: float
+    """Tokens that go through a gradient step."""
+    token_evaluations: float
+    """Tokens whose loss is evaluated at a draw."""
+    operations: float
+    """Floating-point operations of all matrix products, those at w* included."""
+
+    def seconds(self, workers: int, *, efficiency: float = 0.4) -> float:
+        """A guess of the time on this machine: its matrix-product rate, measured now, times ``efficiency``."""
+        return self.operations / (workers * efficiency * matmul_rate())
+
+
+def of(plan) -> Cost:
+    """What a `Plan` takes, counted: each shard of its probe text repeats its chains."""
+    work, shards = Work.of(plan), len(plan.stretches())
+    s, teams = work.settings, work.settings.chains * len(work.sampled)
+    draw_tokens = work.members * (work.tokens + shards * work.loss_tokens)
+    return Cost(
+        tasks=len(plan.tasks),
+        steps=shards * teams * s.steps * work.members,
+        token_steps=float(shards * teams * s.steps * work.batch_tokens),
+        token_evaluations=float(teams * s.draws * draw_tokens),
+        operations=operations(work, shards),
+    )
+
+
+@functools.cache
+def matmul_rate(size: int = 512, repeats: int = 8) -> float:
+    """Operations a second of a float32 matrix product on one thread of this machine's processor, measured."""
+    a, b = torch.ones(size, size), torch.ones(size, size)
+    times = []
+    with one_thread():
+        for _ in range(repeats):
+            begin = perf_counter()
+            a @ b
+            times.append(perf_counter() - begin)
+    return 2 * size**3 / min(times)
 
 
 # Time ----------------------------------------------------------------------------------------------------------------
@@ -339,122 +406,6 @@ def hours(work: Work, card: Card, precision: Precision = "float32", efficiency: 
     )
 
 
-class Measured(NamedTuple):
-    """A timed measurement on processor cores, with random tokens: what the count is calibrated against."""
-
-    name: str
-    shape: Shape
-    windows: tuple[int, int, int, int, int]
-    """Tokens of a window; windows to probe, for L(w), to sample from; windows in a batch."""
-    chains: int
-    draws: int
-    steps: int
-    """Between draws."""
-    components: tuple[str, ...]
-    cores: int
-    seconds: float
-    rate: float
-    """Operations a second of a matrix product on one core, measured in the same run."""
-
-    @property
-    def work(self) -> Work:
-        length, probe, loss, sampling, batch = self.windows
-        settings = Settings(
-            nbeta=10.0,
-            gamma=300.0,
-            step_size=2e-4,
-            preconditioner="none",
-            batch_size=batch,
-            chains=self.chains,
-            draws=self.draws,
-            steps_between_draws=self.steps,
-        )
-        sizes = {"tokens": probe * (length - 1), "loss_tokens": loss * (length - 1), "length": length}
-        return Work(
-            self.shape, settings=settings, sampling_windows=sampling, components=self.components, blocks=1, **sizes
-        )
-
-    @property
-    def fraction(self) -> float:
-        """The share of the matrix-product rate that was reached."""
-        return operations(self.work) / (self.seconds * self.cores * self.rate)
-
-
-BUNDLED_SHAPE = replace(PYTHIA["pythia-14m"], vocabulary=4096)
-_SOME = ("l1h0", "l1h1", "l1h2", "l1 mlp", "l4h0", "l4 mlp", "embed")
-_THIRD = (*(f"l1h{h}" for h in range(4)), "l1 mlp", *(f"l4h{h}" for h in range(4)), "l4 mlp", "embed")
-MEASURED = (
-    Measured("bundled", BUNDLED_SHAPE, (129, 16, 8, 16, 8), 1, 2, 4, _SOME, 1, 9.78, 1.01e11),
-    Measured("pythia-14m", PYTHIA["pythia-14m"], (65, 8, 8, 16, 4), 1, 2, 2, _SOME, 1, 8.34, 1.02e11),
-    Measured("pythia-31m", PYTHIA["pythia-31m"], (65, 6, 4, 16, 4), 1, 2, 2, _SOME, 1, 15.99, 1.01e11),
-    Measured("pythia-70m", PYTHIA["pythia-70m"], (65, 4, 4, 16, 4), 1, 1, 2, _SOME, 1, 19.23, 9.41e10),
-)
-"""CPU seconds of one thread, the better of two runs: no start of processes, little disturbed by other jobs."""
-WALL_CLOCK = (
-    Measured("bundled", BUNDLED_SHAPE, (129, 24, 8, 64, 8), 2, 3, 4, _THIRD, 1, 58.9, 8.65e10),
-    Measured("bundled", BUNDLED_SHAPE, (129, 24, 8, 64, 8), 2, 3, 4, _THIRD, 2, 36.2, 8.15e10),
-    Measured("pythia-14m", PYTHIA["pythia-14m"], (65, 8, 8, 64, 8), 2, 3, 2, _THIRD, 2, 37.1, 7.93e10),
-)
-"""The runs of README, "Speed": wall-clock, with the processes' start; the rate follows from its last column."""
-PRODUCTS = 0.689
-"""Share of the matrix-product rate that the products of the engine reach, fitted to the two smallest of `MEASURED`."""
-SECONDS_PER_NUMBER = 2.05e-10
-"""Of one core, for every number that the operations between the products read or write; fitted with it."""
-
-
-def cpu_seconds(work: Work, cores: int, rate: float) -> float:
-    """Seconds on processor cores, by the calibration; logits stay in the cache.
-
-    Args:
-        rate: operations a second of a matrix product on one core (`spectrolib.plan.matmul_rate`).
-    """
-    found = parts(work)
-    moved = sum(part.numbers - part.logits for part in found)
-    return (sum(part.operations for part in found) / (PRODUCTS * rate) + SECONDS_PER_NUMBER * moved) / cores
-
-
-# The published run ---------------------------------------------------------------------------------------------------
-
-
-class Published(NamedTuple):
-    """What the paper's follow-up says of its run, from one careful secondary source [S]."""
-
-    model: str
-    tokens: int
-    settings: Settings
-    card: str
-    card_hours: float
-
-
-PUBLISHED = Published(
-    "pythia-1.4b",
-    4_250_000,
-    Settings(nbeta=10.0, gamma=300.0, step_size=1e-5, batch_size=16, chains=4, draws=100, steps_between_draws=160),
-    "h200",
-    4800.0,
-)
-
-
-def full_forwards(work: Work) -> dict[str, float]:
-    """Operations where every loss is a full forward pass, as in `devinterp`, by activity; no prefix is kept.
-
-    A step runs the whole model forward, and back from the end to the component; it takes a gradient of the weights of
-    the component alone, so that half of a full backward pass is enough.
-    """
-    s, shape, time = work.settings, work.shape, work.length - 1
-    forward = evaluation_operations("embed", shape, time)
-    evaluations = s.chains * s.draws * work.members * len(work.sampled)
-    stepped = s.chains * s.steps * work.batch_tokens
-    back = sum(
-        2 * forward if component == FULL else step_operations(component, shape, time) / 2 for component in work.sampled
-    )
-    return {
-        "steps": stepped * (forward * len(work.sampled) + back),
-        "probe losses": evaluations * work.tokens * forward,
-        "loss windows": evaluations * work.loss_tokens * forward,
-    }
-
-
 # Memory and disk -----------------------------------------------------------------------------------------------------
 
 SUM_BYTES = 8 * (len(CovarianceSums.VECTORS) + 1)
@@ -488,14 +439,14 @@ def _logits(shape: Shape, device: Device) -> float:
     return 4.0 * TOKEN_BLOCK * shape.vocabulary * (1 if device == "cpu" else 4)
 
 
-def need(plan: Plan) -> dict[str, float]:
+def need(plan) -> dict[str, float]:
     """Bytes that a worker needs for the largest task of a plan (`memory`)."""
     device = _device(plan)
     passes = plan.tokens_per_pass or TOKENS_PER_PASS[device]
     return memory(_largest(Work.of(plan), passes, plan.shards), device, passes)
 
 
-def _device(plan: Plan) -> Device:
+def _device(plan) -> Device:
     return "cpu" if plan.model.device.type == "cpu" else "cuda"
 
 
@@ -604,7 +555,7 @@ def fit(work: Work, limit: float, device: Device = "cuda", tokens_per_pass: int 
     return Fit(passes, min(count, windows))
 
 
-def within(plan: Plan, limit: float, keep_passes: bool = False) -> Plan:
+def within(plan, limit: float, keep_passes: bool = False):
     """The plan in so many shards, and passes so short, that a worker needs no more than ``limit`` bytes.
 
     Args:
@@ -631,10 +582,13 @@ def within(plan: Plan, limit: float, keep_passes: bool = False) -> Plan:
 
 # Graph and clusters --------------------------------------------------------------------------------------------------
 
-GRAPH_SECONDS = {20_000: 1.5, 100_000: 16.0, 300_000: 77.0}
-"""k = 45 neighbours in 32 dimensions, CPU seconds: every pair up to 20 000 vectors, an inverted file beyond."""
-CLUSTER_SECONDS = {20_000: 8.0, 100_000: 60.0, 500_000: 384.0}
-"""From vectors to labels on two cores, mutual graph, compilation included (README, "Speed")."""
+
+@functools.cache
+def clustering_timings() -> dict[str, dict[int, float]]:
+    """Seconds by number of tokens, measured on two cores: ``graph`` (k = 45 in 32 dimensions, CPU seconds) and
+    ``clusters`` (from vectors to labels, mutual graph)."""
+    read = json.loads((BUNDLED / "clustering_timings.json").read_text())
+    return {name: {int(tokens): seconds for tokens, seconds in read[name].items()} for name in ("graph", "clusters")}
 
 
 def graph_seconds(tokens: int, dimensions: int = 32) -> float:
@@ -643,12 +597,12 @@ def graph_seconds(tokens: int, dimensions: int = 32) -> float:
     Between measured sizes a power law joins them. Distances cost as their number of dimensions. An inverted file of
     4 √n cells, of which a constant number is searched, looks at about √n candidates for each vector: so n^1.5 in all.
     """
-    return _power_law(GRAPH_SECONDS, tokens, beyond=1.5) * dimensions / 32
+    return _power_law(clustering_timings()["graph"], tokens, beyond=1.5) * dimensions / 32
 
 
 def peel_seconds(tokens: int) -> float:
     """Seconds from graph to labels: what was measured in all, less the graph; a power law in between and beyond."""
-    rest = {n: seconds - graph_seconds(n) for n, seconds in CLUSTER_SECONDS.items()}
+    rest = {n: seconds - graph_seconds(n) for n, seconds in clustering_timings()["clusters"].items()}
     return _power_law(rest, tokens)
 
 
