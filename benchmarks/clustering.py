@@ -33,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spectrolib import clouds, store
+from spectrolib import clouds, shipped_results
 from spectrolib.estimator import standardise
 
 RESULT = Path(clouds.__file__).parent / "bundled" / "clustering_benchmark.json"
@@ -277,7 +277,7 @@ def measure_real(methods: dict) -> dict:
 
     The null shuffles each column over tokens, which keeps every column's law and destroys what columns have in common.
     """
-    result = store.shipped_result()
+    result = shipped_results.shipped_result()
     whole = standardise(result.susceptibility.values)
     kind = result.attrs["estimator"]
     halves = result.half_susceptibility.sel(estimator=kind).isel(block=-1).values.astype(np.float64)

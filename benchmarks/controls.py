@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true", help="write them into the package too")
     arguments = parser.parse_args()
     import spectrolib
-    from spectrolib.store import SHIPPED, open_result, pack
+    from spectrolib.shipped_results import SHIPPED
+    from spectrolib.store import open_result, pack
 
     for name, plan in plans(arguments.folder).items():
         if arguments.only in (None, name):

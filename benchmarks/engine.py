@@ -105,7 +105,7 @@ def run_ours(work, workers: int) -> float:
 
     from spectrolib.measure import measure
     from spectrolib.models import engine_of
-    from spectrolib.workers import Job, run_task
+    from spectrolib.tasks import Job, run_task
 
     if workers > 1:
         forkserver = multiprocessing.get_context("forkserver")

@@ -26,9 +26,10 @@ from numpy import ndarray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from .activations import activations, place, probe_windows, spliced_loss, token_rows, untrained
+from .activations import activations, place, spliced_loss, untrained
 from .matching import Matches, match, match_rate
 from .models import engine_of
+from .windows import probe_windows, token_rows
 
 __all__ = [
     "Autoencoder",

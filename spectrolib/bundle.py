@@ -20,11 +20,11 @@ from torch import Tensor
 from .corpus import encode, read_windows
 from .installed import DOMAINS
 from .neox import Architecture, hidden_states, window_losses
+from .settings import TrainingSettings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from .training import TrainingSettings
 
 _PROMPTS = (
     "def __init__(self,",

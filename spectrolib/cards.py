@@ -18,10 +18,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from . import rules
+from . import intervals, rules
 from .estimator import standardise
 from .features import Features, describe
-from .rules import Estimate, Rule, Shared
+from .intervals import Estimate
+from .rules import Rule, Shared
 from .runningtext import RunningText, running_text
 from .store import open_json, save_json
 
@@ -320,7 +321,7 @@ def rule_summary(table) -> dict[str, dict]:
     is judged has no precision, and is left out of those quartiles alone."""
     found = {}
     for partition, rows in table.groupby("partition", sort=False):
-        confident = rules.wilson(float(rows["confident"].mean()), len(rows))
+        confident = intervals.wilson(float(rows["confident"].mean()), len(rows))
         quartiles = {n: rows[n].quantile([0.25, 0.5, 0.75]).tolist() for n in ("precision", "recall", "f1")}
         found[partition] = {"clusters": len(rows), "confident": confident, **quartiles}
     return found

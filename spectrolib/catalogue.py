@@ -2,7 +2,7 @@
 
 The page is plain HTML that can be read without its script, and it asks for nothing: a content security policy of its
 own forbids it. Tokens are raw text from files, so everything that is shown is escaped, control and direction characters
-too (`figures.visible`), and each piece of text keeps its own direction.
+too (`marks.visible`), and each piece of text keeps its own direction.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .cards import MIXED, Card, Example
-from .figures import PALETTE, visible
-from .rules import READABLE, Estimate
+from .intervals import Estimate
+from .marks import PALETTE, visible
+from .rules import READABLE
 from .runningtext import FAMILIES
 
 COLOURS = dict(zip((*FAMILIES, MIXED), (*PALETTE, "#999999"), strict=True))

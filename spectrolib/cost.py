@@ -28,8 +28,9 @@ import torch
 
 from .components import FULL, layer_of, names, size
 from .corpus import BUNDLED
-from .engine import CACHE_BYTES, TOKEN_BLOCK, TOKENS_PER_PASS, groups, one_thread
+from .engine import CACHE_BYTES, TOKENS_PER_PASS, groups, one_thread
 from .estimator import CONTROL_DRAWS, CovarianceSums
+from .loss import TOKEN_BLOCK
 from .models import load_model
 from .operations import evaluation_operations, layer_operations, step_operations
 from .posterior import Settings
@@ -435,7 +436,7 @@ def memory(work: Work, device: Device = "cuda", tokens_per_pass: int | None = No
 
 
 def _logits(shape: Shape, device: Device) -> float:
-    """Bytes of the logits held at once, where the unembedding moves too (`engine._sweep`)."""
+    """Bytes of the logits held at once, where the unembedding moves too (`loss.sweep`)."""
     return 4.0 * TOKEN_BLOCK * shape.vocabulary * (1 if device == "cpu" else 4)
 
 

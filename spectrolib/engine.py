@@ -41,12 +41,10 @@ from .layers import (
     some_heads,
     some_mlp,
 )
+from .loss import centred, sweep
 from .posterior import Gradients, Settings, minibatches
 from .shapes import Shape
 
-TOKEN_BLOCK, VOCABULARY_BLOCK = 256, 1024
-"""Rows and columns of logits held at once: about a megabyte, so that they stay in the cache."""
-LOG2_E = 1.4426950408889634
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 65_536}
 """Tokens of all streams together in one pass: small enough for a core's cache, large enough to fill a GPU."""
 CACHE_BYTES = 512 * 2**20
@@ -62,105 +60,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-# Cross-entropy -------------------------------------------------------------------------------------------------------
-
-
-def _centred(weight: Float[Tensor, "vocabulary width"]) -> Float[Tensor, "vocabulary width"]:
-    """The same softmax from logits whose mean over the vocabulary is zero: then Σ_v exp z_v lies above 1."""
-    return weight - weight.mean(dim=0)
-
-
-def _powers(
-    h: Float[Tensor, "rows width"],
-    blocks: Sequence[Tensor],
-    buffers: Float[Tensor, "held most columns"],
-    slope: Float[Tensor, "rows width"] | None,
-    shift: Float[Tensor, " rows"] | None = None,
-) -> Float[Tensor, " rows"]:
-    """Σ_v 2^(w_v·h - shift); fills ``slope`` with Σ_v w_v 2^(w_v·h - shift), ``buffers`` with the last powers."""
-    total = h.new_zeros(len(h))
-    for i, block in enumerate(blocks):
-        z = torch.mm(h, block.T, out=buffers[i % len(buffers), : len(h), : len(block)])
-        z = z if shift is None else z.sub_(shift[:, None])
-        total += z.exp2_().sum(dim=1)
-        if slope is not None:
-            slope.addmm_(z, block, beta=min(i, 1))
-    return total
-
-
-def _sweep(
-    hidden: Float[Tensor, "tokens width"],
-    centred: Float[Tensor, "vocabulary width"],
-    targets: Int[Tensor, " tokens"],
-    *,
-    slope: Float[Tensor, "tokens width"] | None = None,
-    weight_slope: Float[Tensor, "vocabulary width"] | None = None,
-    upstream: Float[Tensor, " tokens"] | None = None,
-) -> Float[Tensor, " tokens"]:
-    """Losses; fills ``slope`` with d loss / d hidden, adds d Σ upstream loss / d weight to ``weight_slope``.
-
-    Powers of two cost less than those of e, and centred logits need no maximum: their sum overflows only where a logit
-    lies 88 nats above the mean, and such tokens are swept again relative to their maximum.
-    """
-    on_cpu = hidden.device.type == "cpu"
-    rows, columns = (TOKEN_BLOCK, VOCABULARY_BLOCK) if on_cpu else (4 * TOKEN_BLOCK, len(centred))
-    blocks = centred.split(columns)
-    held = 1 if weight_slope is None else len(blocks)  # the weights' gradient needs the normaliser first
-    buffers = hidden.new_empty(held, min(rows, len(hidden)), min(columns, len(centred)))
-    upstream = hidden.new_ones(len(hidden)) if upstream is None else upstream
-    losses = (hidden * centred[targets]).sum(dim=1).neg_()
-    for part in (slice(start, start + rows) for start in range(0, len(hidden), rows)):
-        h, above, shift = hidden[part] * LOG2_E, None if slope is None else slope[part], 0.0
-        total = _powers(h, blocks, buffers, above)
-        if not total.isfinite().all():
-            shift = torch.stack([torch.mm(h, block.T).amax(dim=1) for block in blocks]).amax(dim=0)
-            total = _powers(h, blocks, buffers, above, shift)
-        losses[part] += (total.log2() + shift) / LOG2_E
-        if above is not None:
-            above.div_(total[:, None])
-        if weight_slope is not None:
-            weighted = hidden[part] * (upstream[part] / total)[:, None]
-            for powers, into in zip(buffers, weight_slope.split(columns), strict=True):
-                into.addmm_(powers[: len(h), : len(into)].T, weighted)
-    if slope is not None:
-        slope.sub_(centred[targets])
-    if weight_slope is not None:
-        weight_slope.index_add_(0, targets, hidden * upstream[:, None], alpha=-1)
-    return losses
-
-
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, targets):
-        slope = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        losses = _sweep(hidden, _centred(weight), targets, slope=slope)
-        ctx.save_for_backward(slope, *((hidden, weight, targets) if ctx.needs_input_grad[1] else ()))
-        return losses
-
-    @staticmethod
-    def backward(ctx, upstream):
-        slope, *rest = ctx.saved_tensors
-        weight_slope = None
-        if rest:
-            hidden, weight, targets = rest
-            weight_slope = torch.zeros_like(weight)
-            _sweep(hidden, _centred(weight), targets, weight_slope=weight_slope, upstream=upstream)
-        return None if slope is None else slope * upstream[:, None], weight_slope, None
-
-
-def cross_entropy(
-    hidden: Float[Tensor, "tokens width"],
-    weight: Float[Tensor, "vocabulary width"],
-    targets: Int[Tensor, " tokens"],
-) -> Float[Tensor, " tokens"]:
-    """-log softmax(weight @ hidden)[target] for each token, in nats, without ever holding tokens x vocabulary.
-
-    Differentiable once in ``hidden`` and ``weight``. The gradient with respect to ``hidden`` is summed in the forward
-    sweep: two matrix products in all. The one with respect to ``weight`` needs the normaliser first and sweeps again.
-    """
-    return _CrossEntropy.apply(hidden, weight, targets)
 
 
 # The model ----------------------------------------------------------------------------------------------------------
@@ -182,7 +81,7 @@ class Engine:
         self.rotary = Rotary(shape, self.device)
         frozen = FrozenLayer if shape.family == "gpt_neox" and shape.parallel else FrozenHalves
         self.layers = [frozen(self.weights, layer, shape, self.rotary) for layer in range(shape.layers)]
-        self.unembedding = _centred(self.weights[shape.unembed])
+        self.unembedding = centred(self.weights[shape.unembed])
         self.tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS.get(self.device.type, 65_536)
 
     def ids(self, windows) -> Int[Tensor, "windows length"]:
@@ -232,7 +131,7 @@ class Engine:
             x = x.detach().requires_grad_(gradient)
             hidden = self.hidden(x)
         slope = torch.empty_like(x) if gradient else None
-        losses = _sweep(hidden.detach(), self.unembedding, targets.flatten(), slope=slope)
+        losses = sweep(hidden.detach(), self.unembedding, targets.flatten(), slope=slope)
         if gradient:
             (slope,) = torch.autograd.grad(hidden, x, slope)
             for frozen in reversed(self.layers[layer:]):
@@ -437,7 +336,7 @@ class Group:
         if self.unembed is not None:
             slope = torch.empty_like(x) if outputs[0].requires_grad else None
             weight, weight_slope = pieces[0][self.unembed], slopes[0][self.unembed] if learn else None
-            losses = _sweep(x, _centred(weight), targets.flatten(), slope=slope, weight_slope=weight_slope)
+            losses = sweep(x, centred(weight), targets.flatten(), slope=slope, weight_slope=weight_slope)
         else:
             losses, slope = self._finish(x.view(len(names), -1, x.shape[-1]), names, targets, gradient=learn)
         if learn and slope is not None:

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import tempfile
-import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +26,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
-BLUE, VERMILION = "#0072B2", "#D55E00"
-PALETTE = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+from .marks import BLUE, PALETTE, VERMILION, visible
+
 DIVERGING = LinearSegmentedColormap.from_list("spectro", [BLUE, "#FFFFFF", VERMILION])
 DEEPEST = 0.6  # opacity of the strongest paint: deeper, and the text on it falls below a contrast of 4.5
 
@@ -237,15 +236,6 @@ class PaintedText(str):
 
     def _repr_html_(self) -> str:
         return str(self)
-
-
-def visible(token: str) -> str:
-    """A token as it can be shown: line ends and tabs as arrows, other control and direction characters as escapes."""
-    shown = token.replace("\r\n", "↵").replace("\n", "↵").replace("\t", "→")
-    return "".join(
-        c if unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} else f"\\u{ord(c):04x}"
-        for c in shown
-    )
 
 
 def _limit(values: np.ndarray, limit: float | None = None) -> float:

@@ -77,7 +77,7 @@ def read_samples(
         estimator_name: which estimate the variable ``susceptibility`` holds.
 
     Returns:
-        An `xarray.Dataset` as `measure.assemble` describes, without ``loss`` and with ``block`` of length one. Losses
+        An `xarray.Dataset` as `result.assemble` describes, without ``loss`` and with ``block`` of length one. Losses
         at w* are not in their stores, so ``restricted_moment`` and ``full_moment`` are absolute.
 
     Raises:
@@ -265,7 +265,7 @@ def _token_coordinates(ids: list[ndarray], probes: tuple[str, ...], tokenizer) -
 
 
 def _result(xr, names, sums, rise, batch_loss, coordinates, kind, manifest):
-    """As `measure.assemble`, of one block of draws."""
+    """As `result.assemble`, of one block of draws."""
     full, sampled = sums[FULL], [*names, FULL]
     whole = estimator.merge_all(full)
     terms = {name: estimator.terms(estimator.merge_all(sums[name]), whole) for name in names}

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.sparse import csr_array, issparse
 
-from .rules import NORMAL, Estimate, wilson
+from .intervals import NORMAL, Estimate, wilson
 from .store import open_json, save_json
 
 Score = Literal["f1", "average_precision"]

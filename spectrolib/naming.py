@@ -24,7 +24,8 @@ from jaxtyping import Bool, Int
 from numpy import ndarray
 
 from .cards import Card, Name, draw, example
-from .rules import check_labels, deals, wilson
+from .intervals import wilson
+from .rules import check_labels, deals
 from .runningtext import RunningText
 
 TASK = (

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .engine import cross_entropy
 from .layers import Rotary, forward
+from .loss import cross_entropy
 from .shapes import Shape
 
 

@@ -42,7 +42,8 @@ from .corpus import BUNDLED, Windows, content_hash
 from .neox import Architecture, initial_weights, total_loss, window_losses
 from .optimiser import Optimiser
 from .posterior import stable_seed
-from .training import END, TrainingSettings, save_tokenizer
+from .settings import TrainingSettings
+from .training import END, save_tokenizer
 
 REASONS = ("bigram", "skip", "copy", "bracket", "agree", "count", "start", "noise")
 BIGRAM, SKIP, COPY, BRACKET, AGREE, COUNT, START, NOISE = range(len(REASONS))

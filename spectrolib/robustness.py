@@ -26,7 +26,7 @@ from numpy import ndarray
 from . import clustering, graph
 from .clustering import Clustering
 from .estimator import standardise
-from .rules import NORMAL, Estimate, wilson
+from .intervals import NORMAL, Estimate, wilson
 
 NONE = -1
 """The label of a token that is in no cluster."""

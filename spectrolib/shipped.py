@@ -17,7 +17,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from . import cards as room
-from . import clustering, graph, store, tokenmap
+from . import clustering, graph, shipped_results, tokenmap
 from .clustering import Clustering
 from .estimator import standardise, with_estimator
 from .features import Features, describe
@@ -28,19 +28,38 @@ if TYPE_CHECKING:
 
     from .cards import Card
 
+SHIPPED = {"book": "measurement", "zero": "measurement-zero", "untrained": "measurement-untrained"}
+"""Measurements that ship with the library, and their files."""
+
+
+def shipped_result(name: str = "book"):
+    """A measurement that ships with the library.
+
+    Args:
+        name: ``book``: profile `book` on the bundled model. ``zero``: the same at nβ = 0. ``untrained``: the same for
+            the same weights, shuffled within each tensor. The last two have every other window of the first and
+            half of its chains; ``benchmarks/controls.py`` makes them.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in SHIPPED:
+        raise ValueError(f"no measurement {name!r} ships with the library: there are {', '.join(SHIPPED)}")
+    return store.open_packed(DATA / f"{SHIPPED[name]}.zarr.zip")
+
+
 ESTIMATOR = "one_chain"
 """Whose rows the book clusters. The two-chain value, which is the paper's, hardly clusters on this model: the chapter
 on clusters shows both."""
 K = 45
 """Neighbours of a token in the graph and on the map; the paper's number [S]."""
-BUNDLED = Path(__file__).parent / "bundled"
-LAYOUT = BUNDLED / "layout.npz"
+LAYOUT = DATA / "layout.npz"
 
 
 @functools.cache
 def result() -> xr.Dataset:
-    """The measurement, from `store.shipped_result`, by `ESTIMATOR`. Shared: do not change it."""
-    return with_estimator(store.shipped_result(), ESTIMATOR)
+    """The measurement, from `shipped_results.shipped_result`, by `ESTIMATOR`. Shared: do not change it."""
+    return with_estimator(shipped_result(), ESTIMATOR)
 
 
 @functools.cache

@@ -33,8 +33,8 @@ shows the bias of the steps.
 
 Preconditioned SGLD moves by G_t and leaves out the divergence term Γ. Where G varies slowly, as with a long memory of
 squared gradients, it is constant for each weight: it changes step sizes, and the law and (Stein) stay. Where it follows
-the weights, the stationary density of one weight is ∝ e^{-U}/G (`exact.memoryless_rmsprop_variance`), and what holds is
-E[G (f ∂U - ∂f)] = 0: the same identity with each draw weighted by G, so that (Stein) without weights is biased by as
+the weights, the stationary density of one weight is ∝ e^{-U}/G (`quadratic.memoryless_rmsprop_variance`), and what
+holds is E[G (f ∂U - ∂f)] = 0: the same identity with each draw weighted by G, so that (Stein) without weights is biased by as
 much as the law itself is, and in another direction.
 
 Coupled chains need none of this: their response has it inside. Sum the update of plain SGLD over T steps that begin at

@@ -250,10 +250,6 @@ def _plain_text(dataset):
     return dataset.assign_coords({name: (array.dims, array.values.astype(object)) for name, array in text.items()})
 
 
-SHIPPED = {"book": "measurement", "zero": "measurement-zero", "untrained": "measurement-untrained"}
-"""Measurements that ship with the library, and their files."""
-
-
 def pack(result, path: str | Path, variables: Iterable[str] = ()) -> Path:
     """Write a result as one small file; half estimates only those from all draws.
 
@@ -313,22 +309,6 @@ def open_packed(path: str | Path):
     with zarr.storage.ZipStore(path, mode="r") as archive:
         held = xr.open_zarr(archive, consolidated=False).load()
     return _plain_text(held.assign({name: _large(values) for name, values in held.data_vars.items()}))
-
-
-def shipped_result(name: str = "book"):
-    """A measurement that ships with the library.
-
-    Args:
-        name: ``book``: profile `book` on the bundled model. ``zero``: the same at nβ = 0. ``untrained``: the same for
-            the same weights, shuffled within each tensor. The last two have every other window of the first and
-            half of its chains; ``benchmarks/controls.py`` makes them.
-
-    Raises:
-        ValueError: for another name.
-    """
-    if name not in SHIPPED:
-        raise ValueError(f"no measurement {name!r} ships with the library: there are {', '.join(SHIPPED)}")
-    return open_packed(Path(__file__).parent / "bundled" / f"{SHIPPED[name]}.zarr.zip")
 
 
 def save_json(folder: str | Path, name: str, content: Mapping) -> Path:

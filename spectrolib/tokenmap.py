@@ -250,7 +250,7 @@ def _clusters(clustering: Clustering, positions: ndarray, cards: Iterable[Card])
 
 def _listed(labels: Sequence[str], catalogue: str) -> str:
     """The clusters for a browser without JavaScript; for others, the anchors that addresses of clusters lead to."""
-    from .figures import visible
+    from .marks import visible
 
     items = []
     for cluster, label in enumerate(labels):
@@ -326,7 +326,7 @@ def picture(
     Raises:
         ValueError: for positions that are not finite, or another number of families than clusters.
     """
-    from .figures import PALETTE
+    from .marks import PALETTE
 
     labels = np.asarray(labels)
     positions = _positions(positions, len(labels))

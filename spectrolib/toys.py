@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from .exact import Enumerable
+from .enumerable import Enumerable
 
 # Each reason with its tokens and their weights. "," follows every reason; "." two of them.
 REASONS: dict[str, dict[str, float]] = {

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from scipy.sparse import csr_array
 
-from spectrolib import autoencoders, dictionaries, load_model, store
+from spectrolib import autoencoders, dictionaries, load_model, making_autoencoders, shipped_results
 from spectrolib.activations import PARTS
 from spectrolib.autoencoders import Autoencoder, Recipe, activations, health, match, train
 from spectrolib.corpus import bundled_windows
@@ -87,7 +87,7 @@ def test_the_untrained_model_has_the_same_numbers_and_has_learned_nothing(model,
 
 
 def test_rows_of_a_result_find_their_activations():
-    result = store.shipped_result().isel(token=slice(100, 700))  # not from the start of a window
+    result = shipped_results.shipped_result().isel(token=slice(100, 700))  # not from the start of a window
     windows = autoencoders.probe_windows(result)
     flat = windows.ids.ravel()
     rows = {at: autoencoders.token_rows(result, windows, at) for at in ("context", "predicted")}
@@ -105,7 +105,7 @@ def test_rows_of_a_result_find_their_activations():
 def test_a_passage_of_two_documents_is_that_of_the_results_own():
     pool = bundled_windows("heldout").take([3, 3])
     pool = replace(pool, document=np.array(["first", "second"]))
-    result = store.shipped_result().isel(token=slice(0, 100))
+    result = shipped_results.shipped_result().isel(token=slice(0, 100))
     one = result.assign_coords(
         token_id=("token", pool.ids[0, result.position.values]),
         document=("token", np.repeat("second", result.sizes["token"])),
@@ -397,8 +397,8 @@ def test_saving_and_loading(tmp_path):
 
 def test_what_ships_is_what_the_recipes_say(model):
     cards = dictionaries.shipped()
-    assert list(cards) == sorted(f"bundled/{name}" for name, _, _ in dictionaries.SHIPPED)
-    for name, site, recipe in dictionaries.SHIPPED:
+    assert list(cards) == sorted(f"bundled/{name}" for name, _, _ in making_autoencoders.SHIPPED)
+    for name, site, recipe in making_autoencoders.SHIPPED:
         sae, card = load(f"bundled/{name}"), cards[f"bundled/{name}"]
         assert (sae.site, sae.features, sae.k) == (site, recipe.features, recipe.k)
         assert card["recipe"] == json.loads(json.dumps(vars(recipe))) and card["model_hash"] == model.hash
@@ -410,7 +410,7 @@ def test_what_ships_is_what_the_recipes_say(model):
 
 
 def test_the_card_has_the_health_of_the_file(engine):
-    _, heldout = dictionaries.training_windows()
+    _, heldout = making_autoencoders.training_windows()
     sae = load("bundled/l3-512-k16")
     found, written = health(sae, engine, heldout).summary(), sae.card["health"]
     assert found["density_counts"] == pytest.approx(written["density_counts"], abs=3)
@@ -420,8 +420,8 @@ def test_the_card_has_the_health_of_the_file(engine):
 
 
 def test_text_for_training_and_for_health_is_no_probe():
-    text, heldout = dictionaries.training_windows()
-    probes = {w.tobytes() for w in autoencoders.probe_windows(store.shipped_result()).ids}
+    text, heldout = making_autoencoders.training_windows()
+    probes = {w.tobytes() for w in autoencoders.probe_windows(shipped_results.shipped_result()).ids}
     assert not probes & {w[:129].tobytes() for windows in (text, heldout) for w in windows.ids}
     assert not set(text.document) & set(heldout.document)
 
@@ -433,13 +433,13 @@ def test_making_them_again(tmp_path, monkeypatch, model, capsys):
     recipe = Recipe(features=32, k=4, passes=1, batch=512)
     small = (("a", "l1 attention", recipe), ("untrained-b", "l1 residual", recipe))
     monkeypatch.setattr(dictionaries, "SHIPPED", small)
-    folder = dictionaries.remake(tmp_path / "made")
+    folder = making_autoencoders.remake(tmp_path / "made")
     for name, site, _ in small:
         sae = load(folder / name)
         assert sae.site == site and 0 < sae.card["health"]["explained_variance"] < 1
     assert "untrained-b: explained variance" in capsys.readouterr().out
     with pytest.raises(ValueError, match="is there already"):
-        dictionaries.remake(tmp_path / "made")
+        making_autoencoders.remake(tmp_path / "made")
 
 
 def test_the_command_says_what_it_wants():

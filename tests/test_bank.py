@@ -15,7 +15,7 @@ from measuring import SETTINGS, Inline, files
 from typer.testing import CliRunner
 
 from spectrolib import bank as room
-from spectrolib import cli, cost, workers
+from spectrolib import cli, cost, tasks
 from spectrolib.bank import Bank, open_bank, steps
 from spectrolib.measure import measure
 from spectrolib.models import engine_of
@@ -55,7 +55,7 @@ def nothing_is_sampled(monkeypatch):
     def fail(*_):
         raise AssertionError("a chain was sampled")
 
-    monkeypatch.setattr(workers, "lockstep", fail)
+    monkeypatch.setattr(tasks, "lockstep", fail)
 
 
 def test_a_bank_holds_each_chain_and_as_much_as_is_said(folder, filled):
@@ -86,14 +86,14 @@ def test_the_same_measurement_again_samples_nothing(folder, filled, tmp_path, no
 def test_fewer_draws_are_those_of_a_run_that_takes_fewer(folder, filled, tmp_path, monkeypatch, changes):
     settings = replace(TEAM, **changes)
     expected = run(plan(folder, settings, blocks=1), tmp_path / "without")
-    monkeypatch.setattr(workers, "lockstep", None)
+    monkeypatch.setattr(tasks, "lockstep", None)
     assert run(plan(folder, settings, blocks=1), tmp_path / "with", bank=filled) == expected
 
 
 def test_another_text_is_read_on_the_same_draws(folder, filled, tmp_path, monkeypatch):
     other = {"probe": measuring.windows(7, 5, length=12), "loss": measuring.windows(8, 3)}
     expected = run(plan(folder, **other), tmp_path / "without")
-    monkeypatch.setattr(workers, "lockstep", None)
+    monkeypatch.setattr(tasks, "lockstep", None)
     assert run(plan(folder, **other), tmp_path / "with", bank=filled) == expected
 
 
@@ -120,11 +120,11 @@ def sampled(folder, names, settings):
     """The draws of chain 1, without a bank."""
     model, job = measuring.language_model(folder), plan(folder, settings, blocks=1)
     task = Task(names, 1)
-    job = workers.Job("", "cpu", job.sampling.ids, job.loss.ids, job.probe.ids, settings, 1)
+    job = tasks.Job("", "cpu", job.sampling.ids, job.loss.ids, job.probe.ids, settings, 1)
     engine = engine_of(model)
     starts = zip(names, engine.group(names).start, strict=True)
     chains = [chain for name, start in starts for chain in team(start, settings, name=name, chain=1)]
-    for draw in workers._draws(engine, job, task, chains):
+    for draw in tasks._draws(engine, job, task, chains):
         yield replace(draw, positions=tuple(position.clone() for position in draw.positions))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from spectrolib import cards, catalogue
 from spectrolib.features import describe
-from spectrolib.rules import Estimate
+from spectrolib.intervals import Estimate
 from spectrolib.runningtext import FAMILIES, running_text
 
 HOSTILE = [

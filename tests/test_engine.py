@@ -13,7 +13,8 @@ from reference import Reference
 
 from spectrolib import engine as fast
 from spectrolib.components import components
-from spectrolib.engine import cross_entropy, groups
+from spectrolib.engine import groups
+from spectrolib.loss import cross_entropy
 from spectrolib.models import engine_of
 from spectrolib.posterior import Settings, minibatches
 

@@ -22,7 +22,7 @@ from spectrolib.measure import measure
 from spectrolib.models import LanguageModel, engine_of, load_model
 from spectrolib.plan import Plan, Task
 from spectrolib.shapes import Shape, tensors
-from spectrolib.workers import Job, run_task
+from spectrolib.tasks import Job, run_task
 
 SIZES = dict(vocab_size=53, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=28)
 LLAMA3 = {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 
-from spectrolib import figures
+from spectrolib import figures, marks
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -178,7 +178,7 @@ def contrast(one, other):
 
 
 @pytest.mark.parametrize("text, ground", [("#222832", "#ffffff"), ("#ced6dd", "#121212")], ids=["light", "dark"])
-@pytest.mark.parametrize("paint", [figures.BLUE, figures.VERMILION])
+@pytest.mark.parametrize("paint", [marks.BLUE, marks.VERMILION])
 def test_painted_text_is_readable_on_the_themes_light_and_dark_pages(text, ground, paint):
     for depth in np.linspace(0, figures.DEEPEST, 13):
         mixed = depth * np.array(to_rgb(paint)) + (1 - depth) * np.array(to_rgb(ground))

@@ -18,8 +18,7 @@ from scipy.sparse import hstack, random_array
 from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
-from spectrolib import autoencoders, cli, clustering, dictionaries, matching, store
-from spectrolib.activations import measured_windows, probe_windows, token_rows
+from spectrolib import autoencoders, cli, clustering, dictionaries, matching, shipped_results, store
 from spectrolib.autoencoders import Autoencoder
 from spectrolib.corpus import Windows, bundled_windows, local_documents
 from spectrolib.engine import Engine
@@ -27,6 +26,7 @@ from spectrolib.measure import measure
 from spectrolib.models import LanguageModel, load_model
 from spectrolib.plan import text_windows
 from spectrolib.profiles import PAPER
+from spectrolib.windows import measured_windows, probe_windows, token_rows
 
 WIDTH, FEATURES = 16, 12
 
@@ -165,7 +165,7 @@ def test_the_file_holds_what_the_library_finds(run, dictionary, plan):
 
 def test_without_dictionaries_those_that_ship_are_compared(tmp_path):
     """On 6 windows of the bundled model; and all features together, but for the control of shuffled weights."""
-    result = store.shipped_result()[["susceptibility"]].isel(token=slice(0, 6 * 128))
+    result = shipped_results.shipped_result()[["susceptibility"]].isel(token=slice(0, 6 * 128))
     windows = probe_windows(result)
     result = result.assign_coords(first_token=("token", np.repeat(windows.ids[:, 0], 128)))
     result.to_zarr(tmp_path / "result.zarr", zarr_format=3, consolidated=False)
@@ -405,10 +405,10 @@ def test_windows_of_unequal_lengths_and_parts_of_windows(measured, plan):
         measured_windows(result.isel(token=slice(1, None)))  # without the first token of a window
 
 
-@pytest.mark.parametrize("name", store.SHIPPED)
+@pytest.mark.parametrize("name", shipped_results.SHIPPED)
 def test_windows_that_shipped_results_lack_are_rebuilt(name):
     """By their hash, which knows the first tokens too."""
-    result = store.shipped_result(name).drop_vars("first_token", errors="ignore")
+    result = shipped_results.shipped_result(name).drop_vars("first_token", errors="ignore")
     found = measured_windows(result)
     assert found.hash == json.loads(result.attrs["manifest"])["windows"]["probe"]["hash"]
     np.testing.assert_array_equal(found.ids[:, 1:].ravel(), result.token_id.values)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from spectrolib import exact, modes
+from spectrolib import enumerable, exact, modes, quadratic
 from spectrolib.estimator import CovarianceSums, one_chain, two_chain
 from spectrolib.posterior import Settings
 
@@ -145,14 +145,14 @@ def test_mean_loss_is_the_trace_against_the_singular_values(q, product, seed):
 @pytest.mark.parametrize("draws", [2, 7])
 def test_the_proposition_holds_for_finite_draws_of_the_estimator(product, draws):
     """Both estimators, from a few draws of real chains: χ̂ of l_ab reconstructs χ̂ of l_xy - L."""
-    toy = exact.Toy.random(seed=1, contexts=5, tokens=4)
+    toy = enumerable.Toy.random(seed=1, contexts=5, tokens=4)
     settings = Settings(nbeta=30.0, gamma=4.0, step_size=0.04, preconditioner="none", draws=draws, burn_in=20)
     m = modes.decompose(toy.joint, tokens=product)
     tokenwise, pairwise = {}, {}
     for block in ("out", "full"):
-        walk = exact.walk(toy.potential(block), settings, np.zeros(len(toy.BLOCKS[block])), 1, name=block)[:, 0]
+        walk = quadratic.walk(toy.potential(block), settings, np.zeros(len(toy.BLOCKS[block])), 1, name=block)[:, 0]
         losses = toy.losses(toy.place(block, exact.torch.as_tensor(walk))).numpy()
-        rise, excess = exact.rise_and_excess(toy, losses)
+        rise, excess = enumerable.rise_and_excess(toy, losses)
         tokenwise[block], pairwise[block] = CovarianceSums(), CovarianceSums()
         for g, d, l in zip(rise, excess, modes.pair_losses(losses, m), strict=True):
             tokenwise[block].update(g, d.ravel())

@@ -9,7 +9,7 @@ import cardmaking
 import numpy as np
 import pytest
 
-from spectrolib import cards, naming, rules
+from spectrolib import cards, intervals, naming, rules
 from spectrolib.features import describe
 from spectrolib.runningtext import running_text
 
@@ -90,7 +90,7 @@ def test_a_model_that_knows_one_that_sees_the_token_and_one_that_guesses(server,
         (card,) = naming.name_cards(made, text, labels, endpoint)
         found[reply] = card.name
     assert found[knowing].label == "the after of" and found[knowing].model == "fake"
-    assert found[knowing].accuracy == rules.wilson(1.0, 20)
+    assert found[knowing].accuracy == intervals.wilson(1.0, 20)
     assert 0.6 <= found[by_token].accuracy.value <= 0.75  # half of the others, and some more, are the same token
     assert 0.2 <= found[guessing].accuracy.value <= 0.8
     assert made[0].name is None  # the cards themselves are left as they were

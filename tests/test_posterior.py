@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from spectrolib import exact
+from spectrolib import enumerable, quadratic
 from spectrolib.components import blocks, components, gather, replace
 from spectrolib.estimator import CovarianceSums, merge_all, one_chain, standard_error, two_chain
 from spectrolib.models import engine_of
@@ -25,25 +25,25 @@ def plain(**changes) -> Settings:
 
 # The law of plain SGLD, against the closed form
 
-BOWL = exact.Quadratic.bowl(np.diag([0.5, 2.0, 7.5]))  # λ = 2, 5, 16: ελ/4 = 0.05, 0.125, 0.4 at ε = 0.1
+BOWL = quadratic.Quadratic.bowl(np.diag([0.5, 2.0, 7.5]))  # λ = 2, 5, 16: ελ/4 = 0.05, 0.125, 0.4 at ε = 0.1
 
 
 @pytest.fixture(scope="module")
 def stationary_draws():
     """40 000 independent chains after 70 steps: the slowest direction's variance lacks 0.9^140 = 4e-7 of its limit."""
-    return exact.walk(BOWL, plain(draws=1, steps_between_draws=70), np.zeros(3), 40_000)[0]
+    return quadratic.walk(BOWL, plain(draws=1, steps_between_draws=70), np.zeros(3), 40_000)[0]
 
 
 @pytest.mark.parametrize("direction", range(3))
 def test_marginals_are_the_exact_normal_with_its_bias(stationary_draws, direction):
-    deviation = math.sqrt(exact.sgld_law(BOWL, np.zeros(3), PLAIN).covariance[direction, direction])
+    deviation = math.sqrt(quadratic.sgld_law(BOWL, np.zeros(3), PLAIN).covariance[direction, direction])
     assert stats.kstest(stationary_draws[:, direction], "norm", args=(0, deviation)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("direction", [1, 2])
 def test_marginals_are_not_the_posterior_at_a_large_step(stationary_draws, direction):
     """The same test rejects the law without the bias, so it is sharp enough to see what it is about."""
-    deviation = math.sqrt(exact.gibbs(BOWL, np.zeros(3), PLAIN).covariance[direction, direction])
+    deviation = math.sqrt(quadratic.gibbs(BOWL, np.zeros(3), PLAIN).covariance[direction, direction])
     assert stats.kstest(stationary_draws[:, direction], "norm", args=(0, deviation)).pvalue < 1e-6
 
 
@@ -58,25 +58,25 @@ def test_stationary_covariance_of_a_tilted_potential_with_gradient_noise():
     """A rotated bowl off centre, with minibatch noise of known covariance: mean and covariance of the chains."""
     rng = np.random.default_rng(0)
     root, noise_root = rng.normal(size=(2, 3, 3))
-    f = exact.Quadratic(root @ root.T, np.array([0.5, -1.0, 0.2]), np.array([1.0, 0.0, -0.5]))
+    f = quadratic.Quadratic(root @ root.T, np.array([0.5, -1.0, 0.2]), np.array([1.0, 0.0, -0.5]))
     noise = noise_root @ noise_root.T + 0.1 * np.eye(3)
     settings = plain(step_size=0.15, draws=1, steps_between_draws=100)
-    draws = exact.walk(exact.noisy(f, noise), settings, np.ones(3), 20_000)[0]
-    law = exact.sgld_law(f, np.ones(3), settings, gradient_noise=noise)
+    draws = quadratic.walk(quadratic.noisy(f, noise), settings, np.ones(3), 20_000)[0]
+    law = quadratic.sgld_law(f, np.ones(3), settings, gradient_noise=noise)
     assert np.abs(covariance_z_scores(draws, law)).max() < 5
     mean_z = (draws.mean(0) - law.mean) / np.sqrt(np.diag(law.covariance) / len(draws))
     assert np.abs(mean_z).max() < 5
-    quiet = exact.sgld_law(f, np.ones(3), settings)  # without the noise term the agreement is gone
+    quiet = quadratic.sgld_law(f, np.ones(3), settings)  # without the noise term the agreement is gone
     assert np.abs(covariance_z_scores(draws, quiet)).max() > 20
 
 
 def test_transient_law_on_the_way_from_the_centre():
     """After 3 and 9 steps from w*, off the minimum: mean and covariance of the closed form."""
-    f = exact.Quadratic.bowl(np.diag([0.5, 3.0]), np.array([2.0, -1.0]))
+    f = quadratic.Quadratic.bowl(np.diag([0.5, 3.0]), np.array([2.0, -1.0]))
     settings = plain(draws=3, steps_between_draws=3)
-    draws = exact.walk(f, settings, np.zeros(2), 20_000)
+    draws = quadratic.walk(f, settings, np.zeros(2), 20_000)
     for index, steps in [(0, 3), (2, 9)]:
-        law = exact.sgld_law(f, np.zeros(2), settings, steps=steps)
+        law = quadratic.sgld_law(f, np.zeros(2), settings, steps=steps)
         assert np.abs(covariance_z_scores(draws[index], law)).max() < 5
         assert (np.abs(draws[index].mean(0) - law.mean) < 5 * np.sqrt(np.diag(law.covariance) / 20_000)).all()
 
@@ -90,18 +90,18 @@ def test_variance_without_the_loss():
     settings = plain(nbeta=0.0, gamma=50.0, step_size=0.02, draws=1, steps_between_draws=40)
     start = torch.zeros(50_000, dtype=torch.float64)
     (draw,) = sample(never, settings, start=start)
-    variance = exact.sgld_variance(50.0, 0.02)
+    variance = quadratic.sgld_variance(50.0, 0.02)
     assert abs(float(draw.position.var()) / variance - 1) < 5 * math.sqrt(2 / 50_000)
     assert math.isnan(draw.losses[0])
 
 
 def test_autocorrelation_and_effective_draws():
     """Correlation (1 - ελ/2)^k between draws, and a variance within the chains' effective sample size."""
-    f, settings = exact.Quadratic.bowl(np.eye(1)), plain(draws=400, steps_between_draws=2, burn_in=50)
-    w = exact.walk(f, settings, np.zeros(1), 50)[:, :, 0]
-    rho = exact.autocorrelation(3.0, 0.1, 2)
-    variance = exact.sgld_variance(3.0, 0.1)
-    effective = exact.effective_draws(w.size, rho**2)
+    f, settings = quadratic.Quadratic.bowl(np.eye(1)), plain(draws=400, steps_between_draws=2, burn_in=50)
+    w = quadratic.walk(f, settings, np.zeros(1), 50)[:, :, 0]
+    rho = quadratic.autocorrelation(3.0, 0.1, 2)
+    variance = quadratic.sgld_variance(3.0, 0.1)
+    effective = quadratic.effective_draws(w.size, rho**2)
     assert effective < 0.4 * w.size
     assert abs((w**2).mean() / variance - 1) < 4.5 * math.sqrt(2 / effective)
     pairs = np.corrcoef(w[:-1].ravel(), w[1:].ravel())[0, 1]
@@ -110,8 +110,8 @@ def test_autocorrelation_and_effective_draws():
 
 def test_midpoints_of_consecutive_positions_have_no_bias():
     """At ελ/4 = 0.4 a position's variance is 1/0.6 of the posterior's; that of the mean of two in a row is right."""
-    positions = exact.walk(BOWL, plain(draws=2, steps_between_draws=1, burn_in=70), np.zeros(3), 20_000)
-    law = exact.gibbs(BOWL, np.zeros(3), PLAIN)
+    positions = quadratic.walk(BOWL, plain(draws=2, steps_between_draws=1, burn_in=70), np.zeros(3), 20_000)
+    law = quadratic.gibbs(BOWL, np.zeros(3), PLAIN)
     assert np.abs(covariance_z_scores(positions.mean(axis=0), law)).max() < 5
     assert covariance_z_scores(positions[1], law)[2, 2] > 40
 
@@ -121,11 +121,14 @@ def test_covariance_of_quadratic_observables_against_running_sums(centre):
     """Cov(½δᵀAδ, bᵀδ + ½δᵀBδ) = ½ tr(AΣBΣ), plus linear terms off the minimum, from the merged sums of 40"""
     rng = np.random.default_rng(1)
     a, b1, b2 = (root @ root.T for root in rng.normal(size=(3, 3, 3)))
-    phi = exact.Quadratic.bowl(a)
-    losses = [exact.Quadratic(b1, np.zeros(3), np.zeros(3)), exact.Quadratic(b2, np.zeros(3), rng.normal(size=3))]
+    phi = quadratic.Quadratic.bowl(a)
+    losses = [
+        quadratic.Quadratic(b1, np.zeros(3), np.zeros(3)),
+        quadratic.Quadratic(b2, np.zeros(3), rng.normal(size=3)),
+    ]
     settings = plain(draws=120, steps_between_draws=8, burn_in=60)
-    law = exact.sgld_law(phi, centre, settings)
-    draws = torch.as_tensor(exact.walk(phi, settings, centre, 400)).flatten(0, 1)
+    law = quadratic.sgld_law(phi, centre, settings)
+    draws = torch.as_tensor(quadratic.walk(phi, settings, centre, 400)).flatten(0, 1)
     phis, values = phi(draws).numpy(), torch.stack([f(draws) for f in losses], -1).numpy()
     sums = [CovarianceSums(2) for _ in range(40)]
     for i, (one, several) in enumerate(zip(phis, values, strict=True)):
@@ -138,7 +141,7 @@ def test_covariance_of_quadratic_observables_against_running_sums(centre):
 
 # The toy whose posterior is integrated on a grid
 
-TOY = exact.Toy.random(seed=0)
+TOY = enumerable.Toy.random(seed=0)
 TOY_SETTINGS = Settings(
     nbeta=30.0,
     gamma=4.0,
@@ -156,13 +159,13 @@ EVERY, PARTS = 15, 30
 def toy_sums():
     """Sums over 30 groups of 50 chains of 18 draws for each block and the unrestricted chain.
 
-    A draw is the mean of two consecutive positions, whose bias is of second order in ε (`exact.midpoint_variance`).
+    A draw is the mean of two consecutive positions, whose bias is of second order in ε (`quadratic.midpoint_variance`).
     """
     sums = {}
     for block, weights in TOY.BLOCKS.items():
-        walk = exact.walk(TOY.potential(block), TOY_SETTINGS, np.zeros(len(weights)), 50 * PARTS)
+        walk = quadratic.walk(TOY.potential(block), TOY_SETTINGS, np.zeros(len(weights)), 50 * PARTS)
         draws = torch.as_tensor((walk[EVERY - 1 :: EVERY] + walk[EVERY - 2 :: EVERY]) / 2).flatten(0, 1)
-        rise, excess = exact.rise_and_excess(TOY, TOY.losses(TOY.place(block, draws)).numpy())
+        rise, excess = enumerable.rise_and_excess(TOY, TOY.losses(TOY.place(block, draws)).numpy())
         sums[block] = [CovarianceSums(excess[0].size) for _ in range(PARTS)]
         for i, (g, d) in enumerate(zip(rise, excess.reshape(len(rise), -1), strict=True)):
             sums[block][i % PARTS].update(g, d)
@@ -172,8 +175,8 @@ def toy_sums():
 @pytest.mark.parametrize("block", ["in", "out", "full"])
 def test_chains_of_the_toy_have_the_moments_of_the_grid(toy_sums, block):
     """Mean rise and mean excess losses. Bias of the step size is allowed 1 %, noise 4.5 standard errors."""
-    grid = exact.integrate(TOY, block, TOY_SETTINGS)
-    rise, excess = exact.rise_and_excess(TOY, grid.losses)
+    grid = enumerable.integrate(TOY, block, TOY_SETTINGS)
+    rise, excess = enumerable.rise_and_excess(TOY, grid.losses)
     rises = np.array([part.mean_phi for part in toy_sums[block]])
     error = rises.std(ddof=1) / math.sqrt(PARTS)
     assert error < 0.015 * grid.mean(rise)
@@ -182,13 +185,13 @@ def test_chains_of_the_toy_have_the_moments_of_the_grid(toy_sums, block):
     errors = means.std(axis=0, ddof=1) / math.sqrt(PARTS)
     expected = grid.mean(excess).ravel()
     best = TOY.losses(torch.zeros(3, dtype=torch.float64)).numpy()
-    moved = np.abs(expected - exact.rise_and_excess(TOY, best[None])[1].ravel())
+    moved = np.abs(expected - enumerable.rise_and_excess(TOY, best[None])[1].ravel())
     assert (np.abs(means.mean(0) - expected) < 4.5 * errors + 0.01 * moved).all()
 
 
 @pytest.mark.parametrize("block", ["in", "out"])
 def test_chains_of_the_toy_give_its_exact_susceptibilities(toy_sums, block):
-    values = exact.susceptibilities(TOY, block, TOY_SETTINGS)
+    values = enumerable.susceptibilities(TOY, block, TOY_SETTINGS)
     pooled, full = merge_all(toy_sums[block]), merge_all(toy_sums["full"])
     for name, estimate, truth in [
         ("two_chain", two_chain(pooled, full), values.two_chain.ravel()),
@@ -219,7 +222,7 @@ def naive_step(w, centre, gradient, noise, v, t, s):
 @pytest.mark.parametrize("preconditioner", ["none", "rmsprop", "rmsprop_corrected"])
 def test_update_follows_its_formula(preconditioner, nbeta):
     settings = plain(preconditioner=preconditioner, nbeta=nbeta, rms_decay=0.9, draws=7, steps_between_draws=1)
-    f = exact.Quadratic(np.diag([1.0, 2.0, 0.5]), np.array([0.3, -2.0, 1.0]), np.array([0.1, 0.0, -0.4]))
+    f = quadratic.Quadratic(np.diag([1.0, 2.0, 0.5]), np.array([0.3, -2.0, 1.0]), np.array([0.1, 0.0, -0.4]))
     centre = torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64)
     noise = torch.Generator().manual_seed(stable_seed("noise", settings.seed, "full", 3))
     w, v = centre.tolist(), [1.0 if preconditioner == "rmsprop_corrected" else 0.0] * 3
@@ -258,20 +261,20 @@ def test_update_is_that_of_the_authors_library(preconditioner):
 def test_rmsprop_with_a_fixed_gradient_is_sgld_with_a_constant_scale():
     """A linear potential: v settles at b², so G = 1/(|b| + e), and the law is the closed form with that scale."""
     b = np.array([0.0, 0.5, -4.0])
-    f = exact.Quadratic(np.zeros((3, 3)), np.zeros(3), b)
+    f = quadratic.Quadratic(np.zeros((3, 3)), np.zeros(3), b)
     settings = plain(preconditioner="rmsprop", rms_decay=0.8, gamma=3.0, draws=1, steps_between_draws=250)
-    draws = exact.walk(f, settings, np.zeros(3), 10_000)[0]
-    law = exact.sgld_law(f, np.zeros(3), settings, scale=1 / (np.abs(b) + settings.rms_epsilon))
+    draws = quadratic.walk(f, settings, np.zeros(3), 10_000)[0]
+    law = quadratic.sgld_law(f, np.zeros(3), settings, scale=1 / (np.abs(b) + settings.rms_epsilon))
     assert np.abs(covariance_z_scores(draws, law)).max() < 5
     assert (np.abs(draws.mean(0) - law.mean) < 5 * np.sqrt(np.diag(law.covariance) / 10_000)).all()
 
 
 def test_rmsprop_without_memory_widens_the_law_as_derived():
     """a → 0 makes G follow the position; without the divergence term the law is e^{-U} / G, not e^{-U}."""
-    f = exact.Quadratic.bowl(np.array([[2.0]]))
+    f = quadratic.Quadratic.bowl(np.array([[2.0]]))
     s = plain(preconditioner="rmsprop", rms_decay=1e-9, gamma=1.0, step_size=0.004, draws=1, steps_between_draws=500)
-    draws = exact.walk(f, s, np.zeros(1), 10_000)[0]
-    expected, posterior = exact.memoryless_rmsprop_variance(2.0, s), 1 / (s.nbeta * 2.0 + s.gamma)
+    draws = quadratic.walk(f, s, np.zeros(1), 10_000)[0]
+    expected, posterior = quadratic.memoryless_rmsprop_variance(2.0, s), 1 / (s.nbeta * 2.0 + s.gamma)
     assert expected / posterior > 1.5
     assert draws.var() == pytest.approx(expected, rel=0.05)
 
@@ -363,7 +366,7 @@ def test_noise_depends_on_seed_component_and_chain_alone():
 
 
 def test_chains_walk_alike_alone_and_in_lockstep():
-    f = exact.Quadratic.bowl(np.eye(2))
+    f = quadratic.Quadratic.bowl(np.eye(2))
     s = plain(draws=3)
     start = torch.ones(2, dtype=torch.float64)
     alone = [[d.position.clone() for d in sample(f, s, start=start, chain=i)] for i in range(2)]
@@ -420,8 +423,8 @@ def test_a_loss_that_is_not_finite_stops_the_chain():
 
 
 def test_a_step_size_that_is_too_large_stops_the_chain():
-    f = exact.Quadratic.bowl(np.diag([1.0, 50.0]))
-    s = plain(step_size=2 * exact.largest_step(f, PLAIN), max_rise=10.0, draws=100)
+    f = quadratic.Quadratic.bowl(np.diag([1.0, 50.0]))
+    s = plain(step_size=2 * quadratic.largest_step(f, PLAIN), max_rise=10.0, draws=100)
     with pytest.raises(ChainError, match=r"component full, chain 0, draw \d+: the loss rose by .* lower step_size"):
         list(sample(f, s, start=torch.zeros(2, dtype=torch.float64)))
 
@@ -474,7 +477,7 @@ def test_settings_know_their_own_arithmetic():
 
 def test_sample_says_what_is_missing(tiny_model, tiny_windows):
     with pytest.raises(ValueError, match="needs start"):
-        next(sample(exact.Quadratic.bowl(np.eye(2)), PLAIN))
+        next(sample(quadratic.Quadratic.bowl(np.eye(2)), PLAIN))
     with pytest.raises(ValueError, match="needs windows"):
         next(sample(tiny_model, PLAIN, component="l0h0"))
     with pytest.raises(ValueError, match="unknown component 'l9h0'"):

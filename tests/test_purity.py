@@ -11,7 +11,7 @@ from spectrolib.estimator import CovarianceSums, standardise, susceptibility
 from spectrolib.models import LanguageModel, load_model
 from spectrolib.plan import Plan
 from spectrolib.purity import Fluctuations
-from spectrolib.workers import Job, run_task
+from spectrolib.tasks import Job, run_task
 
 
 def random_fluctuations(rng, components=3, chains=2, draws=7, tokens=11) -> Fluctuations:

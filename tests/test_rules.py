@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from spectrolib import rules
+from spectrolib import intervals, rules
 from spectrolib.features import describe
 from spectrolib.runningtext import running_text
 
@@ -15,14 +15,14 @@ from spectrolib.runningtext import running_text
 
 
 def test_wilson_against_a_table_and_its_exact_coverage():
-    assert rules.wilson(0.1, 10) == pytest.approx((0.1, 0.01788, 0.40415), abs=1e-5)
+    assert intervals.wilson(0.1, 10) == pytest.approx((0.1, 0.01788, 0.40415), abs=1e-5)
     for n, p in [(20, 0.1), (20, 0.5), (50, 0.3), (100, 0.9), (100, 0.02)]:
         hits = np.arange(n + 1)
-        spans = [rules.wilson(k / n, n) for k in hits]
+        spans = [intervals.wilson(k / n, n) for k in hits]
         inside = np.array([span.low <= p <= span.high for span in spans])
         assert 0.91 < binom.pmf(hits, n, p)[inside].sum() < 0.99
-    assert rules.wilson(0.0, 5)[:2] == (0.0, 0.0) and rules.wilson(1.0, 5)[2] == 1.0
-    unknown = rules.wilson(math.nan, 0)
+    assert intervals.wilson(0.0, 5)[:2] == (0.0, 0.0) and intervals.wilson(1.0, 5)[2] == 1.0
+    unknown = intervals.wilson(math.nan, 0)
     assert math.isnan(unknown.value) and unknown[1:] == (0.0, 1.0)
 
 
@@ -38,8 +38,8 @@ def test_a_proportion_of_grouped_trials_is_covered(sizes, chance):
         within = rng.beta(chance * 0.7 / 0.3, (1 - chance) * 0.7 / 0.3, size=len(sizes))
         hits = rng.random(len(groups)) < within[groups]
         for found, span in (
-            (kept, rules.proportion(hits, groups)),
-            (naive, rules.wilson(float(hits.mean()), len(hits))),
+            (kept, intervals.proportion(hits, groups)),
+            (naive, intervals.wilson(float(hits.mean()), len(hits))),
         ):
             found.append(span.low <= chance <= span.high)
     assert np.mean(kept) > 0.86
@@ -50,22 +50,22 @@ def test_a_proportion_of_independent_trials_is_no_wider_than_need_be():
     rng, kept, width = np.random.default_rng(1), [], []
     groups = np.repeat(np.arange(40), 5)
     for _ in range(250):
-        span = rules.proportion(rng.random(200) < 0.3, groups)
+        span = intervals.proportion(rng.random(200) < 0.3, groups)
         kept.append(span.low <= 0.3 <= span.high)
         width.append(span.high - span.low)
-    exact = rules.wilson(0.3, 200)
+    exact = intervals.wilson(0.3, 200)
     assert np.mean(kept) > 0.92
     assert np.mean(width) < 1.2 * (exact.high - exact.low)
 
 
 def test_proportions_at_the_edges():
     yes = np.array([True, False, True, True])
-    assert rules.proportion(yes, np.arange(4)) == rules.wilson(0.75, 4)
-    assert rules.proportion(yes, np.full(4, 7)) == pytest.approx(rules.wilson(0.75, 1))
-    assert rules.proportion(yes | True, np.array([0, 0, 3, 3])) == pytest.approx(rules.wilson(1.0, 2))
-    pure = rules.proportion(np.array([1, 1, 0, 0, 1, 1], dtype=bool), np.array([0, 0, 1, 1, 2, 2]))
-    assert pure == pytest.approx(rules.wilson(4 / 6, 3))  # trials of a group all agree: a group is one trial
-    assert math.isnan(rules.proportion(yes[:0], np.arange(0)).value)
+    assert intervals.proportion(yes, np.arange(4)) == intervals.wilson(0.75, 4)
+    assert intervals.proportion(yes, np.full(4, 7)) == pytest.approx(intervals.wilson(0.75, 1))
+    assert intervals.proportion(yes | True, np.array([0, 0, 3, 3])) == pytest.approx(intervals.wilson(1.0, 2))
+    pure = intervals.proportion(np.array([1, 1, 0, 0, 1, 1], dtype=bool), np.array([0, 0, 1, 1, 2, 2]))
+    assert pure == pytest.approx(intervals.wilson(4 / 6, 3))  # trials of a group all agree: a group is one trial
+    assert math.isnan(intervals.proportion(yes[:0], np.arange(0)).value)
 
 
 def test_lift_against_hand_counts():
@@ -74,7 +74,7 @@ def test_lift_against_hand_counts():
     found = rules.lift(member, holds, np.arange(20))
     assert found.value == pytest.approx((3.5 / 4.5) / (2.5 / 16.5))
     katz = math.sqrt(1 / 3.5 - 1 / 4.5 + 1 / 2.5 - 1 / 16.5)
-    assert found.low <= found.value * math.exp(-rules.NORMAL * katz) * (1 + 1e-12)
+    assert found.low <= found.value * math.exp(-intervals.NORMAL * katz) * (1 + 1e-12)
     assert found.low * found.high == pytest.approx(found.value**2)
     nobody = rules.lift(member & False, holds, np.arange(20))
     assert math.isnan(nobody.value) and nobody[1:] == (0.0, math.inf)

@@ -21,7 +21,7 @@ from spectrolib.neox import Architecture, initial_weights
 from spectrolib.plan import Task
 from spectrolib.posterior import Settings
 from spectrolib.shapes import Shape
-from spectrolib.workers import Job, run_task
+from spectrolib.tasks import Job, run_task
 
 SMALL = Architecture(layers=2, heads=4, width=64, mlp=256, vocabulary=400)
 H200 = cost.CARDS["h200"]

@@ -18,12 +18,13 @@ from measuring import SETTINGS, Inline, files
 
 from spectrolib import cost, shapes
 from spectrolib.estimator import CovarianceSums
-from spectrolib.measure import assemble, fitted, measure
+from spectrolib.measure import fitted, measure
 from spectrolib.models import LanguageModel
 from spectrolib.plan import Plan
+from spectrolib.result import assemble
 from spectrolib.shards import cut
 from spectrolib.store import ComponentRecord, RunFolder, TaskFile
-from spectrolib.workers import Recorder, _stretches
+from spectrolib.tasks import Recorder, _stretches
 
 room = sys.modules["spectrolib.measure"]  # the package has a function of that name
 TEAM = replace(SETTINGS, draws=2, steps_between_draws=1, burn_in=1, batch_size=2, antithetic=True, tilt=5.0)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from spectrolib import exact, stein
+from spectrolib import enumerable, quadratic, stein
 from spectrolib.estimator import CovarianceSums
 from spectrolib.models import engine_of
 from spectrolib.posterior import Settings, sample
 
 SETTINGS = Settings(nbeta=8.0, gamma=5.0, step_size=0.02, preconditioner="none", draws=40, steps_between_draws=4)
-BOWL = exact.Quadratic(np.array([[3.0, 0.6], [0.6, 0.5]]), np.zeros(2), np.array([0.4, -0.2]))
-OTHER = exact.Quadratic(np.array([[1.0, -0.8], [-0.8, 2.0]]), np.array([0.3, 0.1]), np.array([1.0, 0.5]))
-TOY = exact.Toy.random(seed=3)
+BOWL = quadratic.Quadratic(np.array([[3.0, 0.6], [0.6, 0.5]]), np.zeros(2), np.array([0.4, -0.2]))
+OTHER = quadratic.Quadratic(np.array([[1.0, -0.8], [-0.8, 2.0]]), np.array([0.3, 0.1]), np.array([1.0, 0.5]))
+TOY = enumerable.Toy.random(seed=3)
 
 
 def sums_over(points, f, potential):
@@ -39,7 +39,7 @@ def sigma_points(law):
 @pytest.mark.parametrize("nbeta", [0.0, 8.0])
 def test_both_sides_are_the_covariance_of_a_quadratic_posterior(f, nbeta):
     settings = replace(SETTINGS, nbeta=nbeta)
-    law = exact.gibbs(BOWL, np.zeros(2), settings)
+    law = quadratic.gibbs(BOWL, np.zeros(2), settings)
     sums = sums_over(sigma_points(law), f, BOWL)
     truth = law.covariance @ f.slope_at(law.mean)
     np.testing.assert_allclose(sums.sampled(), truth, rtol=1e-10)
@@ -50,9 +50,9 @@ def test_both_sides_are_the_covariance_of_a_quadratic_posterior(f, nbeta):
 def test_finite_steps_push_the_two_sides_apart(nbeta):
     """The factors of the docstring, exactly: 1/(1 - x) and (1 - xλ/γ)/(1 - x), x = ελ/4."""
     settings, curvature = replace(SETTINGS, nbeta=nbeta), 3.0
-    line = exact.Quadratic(np.array([[curvature]]), np.zeros(1), np.array([0.7]))
+    line = quadratic.Quadratic(np.array([[curvature]]), np.zeros(1), np.array([0.7]))
     stiffness = nbeta * curvature + settings.gamma
-    law = exact.sgld_law(line, np.zeros(1), settings)
+    law = quadratic.sgld_law(line, np.zeros(1), settings)
     sums = sums_over(sigma_points(law), line, line)
     truth = line.slope_at(law.mean)[0] / stiffness
     x = settings.step_size * stiffness / 4
@@ -65,7 +65,7 @@ def test_finite_steps_push_the_two_sides_apart(nbeta):
 @pytest.mark.parametrize("nbeta", [0.0, 8.0])
 def test_unbiased_on_independent_draws(nbeta):
     settings = replace(SETTINGS, nbeta=nbeta)
-    law = exact.gibbs(BOWL, np.zeros(2), settings)
+    law = quadratic.gibbs(BOWL, np.zeros(2), settings)
     rng = np.random.default_rng(1)
     replicates = rng.multivariate_normal(law.mean, law.covariance, size=(100, 60))
     sums = [sums_over(points, OTHER, BOWL) for points in replicates]
@@ -102,8 +102,8 @@ def slopes_at_best():
 @pytest.mark.parametrize("nbeta", [0.0, 15.0])
 def test_the_identity_holds_on_a_grid(nbeta):
     settings = Settings(nbeta=nbeta, gamma=4.0)
-    grid = exact.integrate(TOY, "out", settings)
-    rise, _ = exact.rise_and_excess(TOY, grid.losses)
+    grid = enumerable.integrate(TOY, "out", settings)
+    rise, _ = enumerable.rise_and_excess(TOY, grid.losses)
     slope = gradients_at(grid.points)
     centred = (rise - grid.mean(rise))[:, None]
     truth = grid.mean(centred * grid.points)
@@ -114,10 +114,10 @@ def test_the_identity_holds_on_a_grid(nbeta):
 
 def test_the_estimate_on_the_toy_is_its_covariance_with_less_noise():
     settings, draws, replicates = Settings(nbeta=0.0, gamma=30.0), 60, 120
-    grid = exact.integrate(TOY, "out", settings)
-    rise, excess = exact.rise_and_excess(TOY, grid.losses)
+    grid = enumerable.integrate(TOY, "out", settings)
+    rise, excess = enumerable.rise_and_excess(TOY, grid.losses)
     slope, excess = gradients_at(grid.points), excess.reshape(len(rise), -1)
-    truth = -exact.susceptibilities(TOY, "out", settings).one_chain.ravel()
+    truth = -enumerable.susceptibilities(TOY, "out", settings).one_chain.ravel()
     tokens = slopes_at_best()
     rng = np.random.default_rng(0)
     plain, corrected = [], []
@@ -166,7 +166,7 @@ def test_under_a_fast_preconditioner_the_identity_needs_the_weight_g():
     integral = lambda f: 2 * quad(lambda w: f(w) * density(w), 0, 4)[0]  # noqa: E731
     mean = lambda f: integral(f) / integral(lambda w: 1.0)  # noqa: E731
     variance = mean(lambda w: w * w)
-    assert variance == pytest.approx(exact.memoryless_rmsprop_variance(curvature, settings))
+    assert variance == pytest.approx(quadratic.memoryless_rmsprop_variance(curvature, settings))
     assert mean(lambda w: scale(w) * (w * stiffness * w - 1)) == pytest.approx(0, abs=1e-8)  # f = w
     unweighted = (1 - settings.nbeta * curvature * variance) / settings.gamma
     assert unweighted < 1 / stiffness < variance

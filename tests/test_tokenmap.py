@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_rgba
 
-from spectrolib import figures, graph, tokenmap
+from spectrolib import figures, graph, marks, tokenmap
 from spectrolib.clustering import Clustering
 from spectrolib.runningtext import FAMILIES
 
@@ -553,7 +553,7 @@ def test_picture():
         assert [text.get_text() for text in ax.texts] == ["0", "1"]
         drawn = [points for points in ax.collections if len(points.get_offsets())]
         assert [len(points.get_offsets()) for points in drawn] == [2, 6]
-        markup = figures.PALETTE[FAMILIES.index("markup")]
+        markup = marks.PALETTE[FAMILIES.index("markup")]
         np.testing.assert_allclose(drawn[1].get_facecolors()[0], to_rgba(markup))
         ax.clear()
         tokenmap.picture(ax, ring(8), labels)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectrolib import exact, modes, toys
+from spectrolib import enumerable, modes, toys
 from spectrolib.posterior import Settings
 
 SETTINGS = Settings(nbeta=30.0, gamma=30.0, step_size=0.01, preconditioner="none")
@@ -105,8 +105,8 @@ def test_a_blocks_curvature_is_its_part_of_the_whole():
 def test_grid_and_importance_agree():
     """Two unlike ways to the same integrals. Over seeds the second spreads as it says."""
     for model, block in ((BILINEAR, "digits"), (HEAD, "full")):
-        grid = exact.integrate(model, block, SETTINGS, side=25)
-        parts = [exact.importance(model, block, SETTINGS, draws=2**12, seed=seed) for seed in range(4)]
+        grid = enumerable.integrate(model, block, SETTINGS, side=25)
+        parts = [enumerable.importance(model, block, SETTINGS, draws=2**12, seed=seed) for seed in range(4)]
         means = np.array([part.mean(part.losses) for part in parts])
         error = means.std(0, ddof=1) / 2
         moved = np.abs(grid.mean(grid.losses) - model.losses(model.best).numpy()).max()
@@ -118,7 +118,7 @@ def test_grid_and_importance_agree():
 def test_the_box_follows_the_posterior(nbeta):
     """Whatever its width, the grid is converged: to normal moments where the posterior is all but normal."""
     settings = Settings(nbeta=nbeta, gamma=4.0, step_size=1e-6, preconditioner="none")
-    coarse, fine = (exact.integrate(BILINEAR, "digits", settings, side=side) for side in (41, 57))
+    coarse, fine = (enumerable.integrate(BILINEAR, "digits", settings, side=side) for side in (41, 57))
     assert coarse.normaliser == pytest.approx(fine.normaliser, rel=1e-7)
     np.testing.assert_allclose(coarse.mean(coarse.losses), fine.mean(fine.losses), rtol=1e-6)
     if nbeta in (0.0, 1e5):
@@ -128,25 +128,27 @@ def test_the_box_follows_the_posterior(nbeta):
 
 
 def test_posterior_picks_the_method_by_size():
-    assert len(exact.posterior(BILINEAR, "lines", SETTINGS).weights) == 49**2
-    assert len(exact.posterior(BILINEAR, "full", SETTINGS).weights) == 2**13
+    assert len(enumerable.posterior(BILINEAR, "lines", SETTINGS).weights) == 49**2
+    assert len(enumerable.posterior(BILINEAR, "full", SETTINGS).weights) == 2**13
     with pytest.raises(ValueError, match=r"grid over the 16 weights of 'full' is too large: use importance"):
-        exact.integrate(BILINEAR, "full", SETTINGS)
+        enumerable.integrate(BILINEAR, "full", SETTINGS)
 
 
 def test_importance_says_when_the_posterior_is_too_far_from_normal():
     loose = Settings(nbeta=3.0, gamma=1e-3, step_size=1e-6, preconditioner="none")
     with pytest.raises(ValueError, match="is far from normal"):
-        exact.importance(BILINEAR, "full", loose, draws=2**9)
+        enumerable.importance(BILINEAR, "full", loose, draws=2**9)
 
 
 @each_model
 def test_the_susceptibility_is_the_response_to_a_tilt(model):
     block = "articles" if model is BILINEAR else "ov"
-    values = exact.susceptibilities(model, block, SETTINGS, full=exact.importance(model, "full", SETTINGS, draws=2**6))
+    values = enumerable.susceptibilities(
+        model, block, SETTINGS, full=enumerable.importance(model, "full", SETTINGS, draws=2**6)
+    )
     scale = np.abs(values.one_chain).max()
     for context, token in [(0, 0), (7, 2)]:
-        response = exact.tilted_response(model, block, SETTINGS, context, token, delta=False)
+        response = enumerable.tilted_response(model, block, SETTINGS, context, token, delta=False)
         assert response == pytest.approx(values.one_chain[context, token], abs=1e-6 * scale)
     np.testing.assert_allclose((model.joint * values.one_chain).sum(), 0, atol=1e-12 * scale)
     np.testing.assert_allclose(
@@ -156,8 +158,8 @@ def test_the_susceptibility_is_the_response_to_a_tilt(model):
 
 def test_named_components_move_their_own_contexts():
     """The energy of a component's susceptibility lies in the contexts of its reason."""
-    full = exact.importance(BILINEAR, "full", SETTINGS, draws=2**6)
+    full = enumerable.importance(BILINEAR, "full", SETTINGS, draws=2**6)
     for i, name in enumerate(TABLE.names):
-        chi = exact.susceptibilities(BILINEAR, name, SETTINGS, full=full).one_chain
+        chi = enumerable.susceptibilities(BILINEAR, name, SETTINGS, full=full).one_chain
         energy = (TABLE.joint.sum(1)[:, None] * chi**2).sum(1)
         assert energy[TABLE.reason == i].sum() > 0.6 * energy.sum()

@@ -14,7 +14,8 @@ from spectrolib.corpus import Document, encode
 from spectrolib.installed import Corpus
 from spectrolib.neox import Architecture, hidden_states, initial_weights, total_loss, window_losses
 from spectrolib.optimiser import orthogonalise
-from spectrolib.training import TrainingSettings, step_windows, train, train_tokenizer
+from spectrolib.settings import TrainingSettings
+from spectrolib.training import step_windows, train, train_tokenizer
 
 MICRO = Architecture(layers=2, heads=2, width=16, mlp=32, vocabulary=280, context=64)
 SETTINGS = TrainingSettings(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from spectrolib import exact, store, uncertainty
+from spectrolib import quadratic, shipped_results, uncertainty
 from spectrolib.estimator import standardise, with_estimator
 from spectrolib.posterior import Settings
 
@@ -199,20 +199,20 @@ def test_intervals_of_sgld_cover_the_closed_form(shared, least):
     )
     root = rng.normal(size=(60, 3, 3))
     observables = [
-        exact.Quadratic(r @ r.T / 3, np.zeros(3), s) for r, s in zip(root, rng.normal(size=(60, 3)), strict=True)
+        quadratic.Quadratic(r @ r.T / 3, np.zeros(3), s) for r, s in zip(root, rng.normal(size=(60, 3)), strict=True)
     ]
     values = lambda w: np.stack([w @ o.slope + ((w @ o.curvature) * w).sum(-1) / 2 for o in observables], -1)  # noqa: E731
     teams, truth = [], []
     for name in range(20):
         if name == 0 or not shared:
             curvature = rng.normal(size=(3, 3))
-            loss = exact.Quadratic(curvature @ curvature.T, np.zeros(3), rng.normal(size=3))
+            loss = quadratic.Quadratic(curvature @ curvature.T, np.zeros(3), rng.normal(size=3))
         means, exactly = [], []
         for nbeta in (settings.nbeta + tilt, settings.nbeta - tilt):
             there = replace(settings, nbeta=nbeta)
-            draws = exact.walk(loss, there, np.zeros(3), 4 * repeats, name=f"component {name}")
+            draws = quadratic.walk(loss, there, np.zeros(3), 4 * repeats, name=f"component {name}")
             means.append(values(draws).mean(axis=0))
-            exactly.append([exact.sgld_law(loss, np.zeros(3), there).expectation(o) for o in observables])
+            exactly.append([quadratic.sgld_law(loss, np.zeros(3), there).expectation(o) for o in observables])
         teams.append((means[0] - means[1]) / (2 * tilt))
         truth.append((np.array(exactly[0]) - exactly[1]) / (2 * tilt))
     teams = np.stack(teams, axis=-1).reshape(repeats, 4, 60, 20)
@@ -221,7 +221,7 @@ def test_intervals_of_sgld_cover_the_closed_form(shared, least):
 
 
 def test_the_shipped_measurement_has_error_bars():
-    result = with_estimator(store.shipped_result(), "one_chain")
+    result = with_estimator(shipped_results.shipped_result(), "one_chain")
     interval, found = uncertainty.intervals(result), uncertainty.vector_error(result)
     chi = result["susceptibility"].values
     assert ((interval.low < chi) & (chi < interval.high)).all()

@@ -108,6 +108,6 @@ def _print_cards(found: list, summary: dict, run: Path) -> None:
 
 
 def _visible(text: str) -> str:
-    from ..figures import visible
+    from ..marks import visible
 
     return visible(text)

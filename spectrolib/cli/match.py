@@ -46,9 +46,9 @@ def _match(run: Path, names: list[str], sites: list[str], model: str, settings: 
 
     from .. import clustering, matching
     from .. import dictionaries as shelf
-    from ..activations import measured_windows, token_rows
     from ..models import engine_of
     from ..store import open_result
+    from ..windows import measured_windows, token_rows
 
     begin = time.perf_counter()
     matching.check(settings["score"], settings["permutations"])

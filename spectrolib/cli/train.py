@@ -20,7 +20,7 @@ def train(
 ) -> None:
     """Train the bundled model's tokenizer and weights on the text that ships with the installed packages."""
     with one_line_errors():
-        from ..training import TrainingSettings
+        from ..settings import TrainingSettings
         from ..training import train as carry_out
 
         given = {"tokens": tokens, "workers": workers}
