@@ -32,11 +32,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from spectrobook import DATA, clouds, shipped
 
-from spectrolib import clouds, shipped_results
 from spectrolib.estimator import standardise
 
-RESULT = Path(clouds.__file__).parent / "bundled" / "clustering_benchmark.json"
+RESULT = DATA / "clustering_benchmark.json"
 CLOUDS = clouds.Clouds(tokens=3000, largest=400, hubs=30)
 TRIALS, TUNING_SEEDS, TEST_SEEDS = 8, (100, 101), (1001, 1002, 1003, 1004)
 """Test clouds that nobody had drawn before the run that is shipped: defaults were chosen on others."""
@@ -277,7 +277,7 @@ def measure_real(methods: dict) -> dict:
 
     The null shuffles each column over tokens, which keeps every column's law and destroys what columns have in common.
     """
-    result = shipped_results.shipped_result()
+    result = shipped.shipped_result()
     whole = standardise(result.susceptibility.values)
     kind = result.attrs["estimator"]
     halves = result.half_susceptibility.sel(estimator=kind).isel(block=-1).values.astype(np.float64)

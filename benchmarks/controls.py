@@ -26,8 +26,8 @@ KEPT = ("susceptibility", "covariance", "half_susceptibility", "loss", "loss_ris
 def plans(folder: Path) -> dict:
     """The plan of each control."""
     from spectrolib import Plan, load_model
-    from spectrolib.plan import profile_windows
-    from spectrolib.profiles import get
+    from spectrolib.run.plan import profile_windows
+    from spectrolib.run.profiles import get
 
     profile, model = get("book"), load_model("bundled")
     windows = profile_windows(profile, model)
@@ -44,7 +44,7 @@ def shuffled(model, folder: Path, seed: int = 0):
     from safetensors.torch import save_file
 
     from spectrolib import load_model
-    from spectrolib.activations import untrained
+    from spectrolib.model.activations import untrained
 
     if not (folder / "model.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,9 +64,10 @@ def main() -> None:
     parser.add_argument("--only", choices=["zero", "untrained"])
     parser.add_argument("--ship", action="store_true", help="write them into the package too")
     arguments = parser.parse_args()
+    from spectrobook.shipped import SHIPPED
+
     import spectrolib
-    from spectrolib.shipped_results import SHIPPED
-    from spectrolib.store import open_result, pack
+    from spectrolib.run.store import open_result, pack
 
     for name, plan in plans(arguments.folder).items():
         if arguments.only in (None, name):

@@ -2,7 +2,7 @@ r"""How many draws, operations and seconds a reliable susceptibility takes, for 
 
     python benchmarks/efficiency.py runs/efficiency                      # sample what is missing, then the tables
     python benchmarks/efficiency.py runs/efficiency --report             # the tables alone, of what is there
-    python benchmarks/efficiency.py runs/efficiency --run runs/book --json spectrolib/bundled/efficiency.json
+    python benchmarks/efficiency.py runs/efficiency --run runs/book --json book/spectrobook/data/efficiency.json
 
 The work falls into cells: one component at one setting, some replicates with noise and minibatches of their own. Each
 finished cell is a file and a row in ``cells.jsonl``; an interrupted run goes on with the next one. Seconds are CPU
@@ -151,9 +151,9 @@ class Work(NamedTuple):
 def bundled_work() -> Work:
     """The bundled model, with the book's windows: all for minibatches and the loss, a few to probe."""
     import spectrolib
-    from spectrolib.models import engine_of
-    from spectrolib.plan import profile_windows
-    from spectrolib.profiles import get
+    from spectrolib.model.loading import engine_of
+    from spectrolib.run.plan import profile_windows
+    from spectrolib.run.profiles import get
 
     model = spectrolib.load_model("bundled", device="cpu")
     windows = profile_windows(get("book"), model)
@@ -175,7 +175,7 @@ def sample_cell(work: Work, cell: Cell) -> dict[str, ndarray]:
         ``gradient_seconds`` and ``update_seconds`` of a chain's step, ``evaluation_seconds`` of a token; and where a
         chain was no longer local, ``message`` in place of the rest.
     """
-    from spectrolib.engine import one_thread
+    from spectrolib.model.engine import one_thread
     from spectrolib.posterior import ChainError
 
     with one_thread():
@@ -238,9 +238,9 @@ def _replicate(work: Work, cell: Cell, seed: int) -> dict[str, ndarray]:
 def first_order(work: Work, component: str, windows: int = 256) -> Float[ndarray, " tokens"]:
     """-<∇L, ∇l> / γ but for the factor: the slope of every probe token's loss along the mean gradient at w*."""
     import torch
+    from spectrobook.directions import mirrored
 
-    from spectrolib.directions import mirrored
-    from spectrolib.engine import one_thread
+    from spectrolib.model.engine import one_thread
 
     with one_thread():
         group = work.engine.group([component])
@@ -266,7 +266,7 @@ def long_run(work: Work, component: str, draws: int = 500, replicates: int = 8) 
         ``plain``, ``response`` (replicates, tokens): minus the sample covariance of one chain of so many draws, and the
         response of one team of four chains with four draws.
     """
-    from spectrolib.engine import one_thread
+    from spectrolib.model.engine import one_thread
     from spectrolib.posterior import Chain, lockstep
 
     text, probe = work.loss[:4], work.probe[:1]
@@ -296,7 +296,7 @@ def own_text(work: Work, component: str, replicates: int = 6) -> Float[ndarray, 
     It is minus the covariance with the loss of those windows: what the sample covariance of the centre estimates, whose
     g is taken on them. Its own noise is far smaller, so the signal of the sample covariance is read off here.
     """
-    from spectrolib.engine import one_thread
+    from spectrolib.model.engine import one_thread
 
     cell = Cell(component, *CENTRE, "quad", replicates, OWN_DRAWS, batch=len(work.loss))
     with one_thread():
@@ -507,7 +507,7 @@ def driven(cell: Cell, mine: slice = slice(None)) -> int:
 
 def costs(work: Work, cell: Cell, arrays: dict[str, ndarray]) -> dict[str, float]:
     """Seconds, measured, and operations, counted, of a chain's gradient, of its update, and of a token's loss."""
-    from spectrolib.operations import evaluation_operations, step_operations
+    from spectrolib.model.operations import evaluation_operations, step_operations
 
     shape, time = work.engine.shape, work.sampling.shape[1] - 1
     seconds = {
@@ -693,7 +693,7 @@ def labels(table: Float[ndarray, "tokens components"]) -> Int[ndarray, " tokens"
 
 def agreement(pairs: Iterable[tuple[ndarray, ndarray]]) -> float:
     """Mean adjusted Rand index of two labellings."""
-    from spectrolib.clouds import adjusted_rand
+    from spectrobook.clouds import adjusted_rand
 
     return float(np.mean([adjusted_rand(a, b) for a, b in pairs]))
 
@@ -861,7 +861,7 @@ def shared_noise(held: dict[Cell, dict[str, ndarray]]) -> dict | None:
 def run_rows(path: Path) -> dict:
     """Reliability of a finished run of teams: each chain number is a replicate of all its columns."""
     from spectrolib.estimator import merge_all, one_chain, terms
-    from spectrolib.store import RunFolder, read_manifest
+    from spectrolib.run.store import RunFolder, read_manifest
 
     manifest = read_manifest(path)
     run, names = RunFolder(path, manifest), manifest["components"]

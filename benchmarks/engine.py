@@ -46,10 +46,10 @@ def plan(shape: str):
     import torch
 
     import spectrolib
-    from spectrolib.components import layer_of
-    from spectrolib.corpus import Windows
-    from spectrolib.models import LanguageModel
+    from spectrolib.model.components import layer_of
+    from spectrolib.model.loading import LanguageModel
     from spectrolib.posterior import Settings
+    from spectrolib.text.corpus import Windows
 
     size = SHAPES[shape]
     if shape == "bundled":
@@ -103,9 +103,9 @@ def run_ours(work, workers: int) -> float:
     """Seconds that our tool takes."""
     import torch
 
-    from spectrolib.measure import measure
-    from spectrolib.models import engine_of
-    from spectrolib.tasks import Job, run_task
+    from spectrolib.model.loading import engine_of
+    from spectrolib.run.measure import measure
+    from spectrolib.run.tasks import Job, run_task
 
     if workers > 1:
         forkserver = multiprocessing.get_context("forkserver")
@@ -125,7 +125,7 @@ def run_ours(work, workers: int) -> float:
 
 def _import(worker: int) -> None:
     """What a worker needs, loaded; long enough for every worker to get one call."""
-    import spectrolib.workers  # noqa: F401
+    import spectrolib.run.workers  # noqa: F401
 
     time.sleep(1)
 
@@ -139,7 +139,7 @@ def run_devinterp(work, threads: int) -> float:
     from datasets import Dataset
     from devinterp.slt.susceptibilities import susceptibilities
 
-    from spectrolib.components import blocks
+    from spectrolib.model.components import blocks
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -188,7 +188,7 @@ def run_devinterp(work, threads: int) -> float:
 
 def one(tool: str, shape: str, cores: int) -> None:
     """One run, in this process: prints seconds and memory as JSON."""
-    from spectrolib.cost import of
+    from spectrolib.run.cost import of
 
     work = plan(shape)
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -219,7 +219,7 @@ def spawn(tool: str, shape: str, cores: int) -> dict:
 
 def compare(shape: str, cores: int, repeats: int) -> dict:
     """Both tools in turn; medians, and the ratio pair by pair."""
-    from spectrolib.cost import matmul_rate
+    from spectrolib.run.cost import matmul_rate
 
     ours, theirs, rates = [], [], []
     for _ in range(repeats):

@@ -1,12 +1,12 @@
 """How long clustering takes, from vectors to labels, and how far the fast method agrees with the literal one.
 
     python benchmarks/peeling.py                          # 20 000, 100 000 and 500 000 tokens; a table in Markdown
-    python benchmarks/peeling.py --tokens 20000 --symmetrise union --json spectrolib/bundled/peeling_benchmark.json
+    python benchmarks/peeling.py --tokens 20000 --symmetrise union --json book/spectrobook/data/peeling_benchmark.json
     python benchmarks/peeling.py --agreement              # fast against literal on small tables, and exact walks
 
-Vectors are planted clouds of 32 components (`spectrolib.clouds`), a cluster of 20 to 500 tokens for every 500. Each run
-is a process of its own that starts with an empty cache of compiled code, so the times hold compilation; imports and the
-making of the vectors they leave out. CPU seconds stand beside the time on the clock, for machines that are busy.
+Vectors are planted clouds of 32 components (`spectrobook.clouds`), a cluster of 20 to 500 tokens for every 500. Each
+run is a process of its own that starts with an empty cache of compiled code, so the times hold compilation; imports and
+the making of the vectors they leave out. CPU seconds stand beside the time on the clock, for machines that are busy.
 
 Agreement is the adjusted Rand index of the two labellings. The literal method takes hours on more than a few thousand
 tokens, for every token of the main body is a seed of its own, whose walk covers the whole graph: there only sampled
@@ -31,7 +31,7 @@ SMALL = ((500, 1), (500, 2), (500, 3), (800, 4))
 
 
 def planted(tokens: int, seed: int = 0):
-    from spectrolib.clouds import Clouds, plant
+    from spectrobook.clouds import Clouds, plant
 
     return plant(Clouds(tokens=tokens, clusters=max(tokens // 500, 4), largest=min(500, tokens // 8)), seed=seed)
 

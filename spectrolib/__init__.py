@@ -1,27 +1,71 @@
 """Susceptibilities of language models, and the clusters of tokens they show.
 
-Two public functions carry the name of the module they live in: ``spectrolib.measure`` and ``spectrolib.components`` are
-functions; ``from spectrolib.measure import assemble`` reaches into the module. Other modules are imported when they are
-first named: ``spectrolib.modes.decompose``.
+The seven files of this folder are the method itself: `posterior` samples, `estimator` turns draws into
+susceptibilities, `modes` decomposes them, and `graph`, `pagerank`, `peeling` and `clustering` cut tokens into clusters.
+They import nothing but each other and libraries. Everything else lies in a wing:
+
+    text          documents, token windows, what can be said of a token from its text
+    model         shapes, components, the engine that moves one component at a time, loading
+    exact         worlds small enough for exact answers: truth to test against
+    checks        are chains in order, how certain is a number
+    run           plans, tasks, workers, run folders, results
+    reading       cards, rules, catalogue and map of clusters
+    dictionaries  sparse autoencoders, and how clusters match their features
+    cli           the command `spectro`
+
+The public names below are imported when they are first used.
 """
 
 from importlib import import_module
 from importlib.metadata import version
 
-from .components import components
-from .estimator import standardise
-from .measure import measure
-from .models import load_model
-from .plan import Plan
-
-__all__ = ["Plan", "components", "load_model", "measure", "standardise"]
 __version__ = version("spectrolib")
+
+_HOME = {
+    "Plan": "run.plan",
+    "components": "model.components",
+    "load_model": "model.loading",
+    "measure": "run.measure",
+    "standardise": "estimator",
+}
+"""Public functions and classes, and the module that each lives in."""
+
+_ROOM = {
+    "activations": "model.activations",
+    "autoencoders": "dictionaries.autoencoders",
+    "cards": "reading.cards",
+    "catalogue": "reading.catalogue",
+    "clustering": "clustering",
+    "corpus": "text.corpus",
+    "cost": "run.cost",
+    "devinterp": "run.devinterp",
+    "diagnostics": "checks.diagnostics",
+    "engine": "model.engine",
+    "estimator": "estimator",
+    "graph": "graph",
+    "matching": "dictionaries.matching",
+    "modes": "modes",
+    "naming": "reading.naming",
+    "pagerank": "pagerank",
+    "posterior": "posterior",
+    "profiles": "run.profiles",
+    "rules": "reading.rules",
+    "store": "run.store",
+    "tokenmap": "reading.tokenmap",
+    "uncertainty": "checks.uncertainty",
+}
+"""Public modules by their short names: ``from spectrolib import tokenmap``."""
+
+__all__ = [*_HOME, *_ROOM]
 
 
 def __getattr__(name: str):
-    try:
-        return import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.{name}":
-            raise
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _ROOM:
+        return import_module(f"{__name__}.{_ROOM[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}: its public names are {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

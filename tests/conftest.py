@@ -13,7 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from jaxtyping import install_import_hook
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-install_import_hook(["spectrolib.engine", "spectrolib.components"], "beartype.beartype")
+install_import_hook(["spectrolib.model.engine", "spectrolib.model.components"], "beartype.beartype")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
 hypothesis_settings.register_profile("spectrolib", deadline=None, derandomize=True, max_examples=50)
@@ -49,7 +49,7 @@ def tiny_gpt_neox() -> GPTNeoXForCausalLM:
 @pytest.fixture(scope="session")
 def tiny_model(tiny_gpt_neox):
     """The same as a `LanguageModel` without a tokenizer."""
-    from spectrolib.models import LanguageModel  # here, since the hook above comes first
+    from spectrolib.model.loading import LanguageModel  # here, since the hook above comes first
 
     return LanguageModel(tiny_gpt_neox, None, "tiny")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from spectrolib.corpus import Windows
-from spectrolib.measure import measure
-from spectrolib.models import LanguageModel
-from spectrolib.plan import Plan
+from spectrolib.model.loading import LanguageModel
 from spectrolib.posterior import Settings
+from spectrolib.run.measure import measure
+from spectrolib.run.plan import Plan
+from spectrolib.text.corpus import Windows
 
 VOCABULARY = 64
 SETTINGS = Settings(

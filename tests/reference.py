@@ -5,7 +5,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from spectrolib.components import gather, replace
+from spectrolib.model.components import gather, replace
 
 
 class Reference:

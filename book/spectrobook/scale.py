@@ -1,4 +1,4 @@
-"""The published run, and the measured timings that the counts of `spectrolib.cost` are held against.
+"""The published run, and the measured timings that the counts of `spectrolib.run.cost` are held against.
 
 The timings lie in ``timings.json`` beside this file: runs of the engine on random tokens, each with the rate of matrix
 products that the same machine reached at the time. `cpu_seconds` foretells such a run from its counts; its two
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
-from spectrolib.components import FULL
-from spectrolib.cost import Work, operations, parts
-from spectrolib.operations import evaluation_operations, step_operations
+from spectrolib.model.components import FULL
+from spectrolib.model.operations import evaluation_operations, step_operations
+from spectrolib.model.shapes import PYTHIA, Shape
 from spectrolib.posterior import Settings
-from spectrolib.shapes import PYTHIA, Shape
+from spectrolib.run.cost import Work, operations, parts
+
+from . import DATA
 
 
 def shape_named(name: str) -> Shape:
@@ -73,7 +74,7 @@ class Measured(NamedTuple):
 
 def timed(kind: str) -> list[Measured]:
     """The timed runs: ``processor`` (CPU seconds of one thread) or ``wall clock`` (with the start of processes)."""
-    runs = json.loads((Path(__file__).parent / "timings.json").read_text())[kind]["runs"]
+    runs = json.loads((DATA / "timings.json").read_text())[kind]["runs"]
     return [
         Measured(**run | {"windows": tuple(run["windows"]), "components": tuple(run["components"])}) for run in runs
     ]
@@ -89,7 +90,7 @@ def cpu_seconds(work: Work, cores: int, rate: float) -> float:
     """Seconds on processor cores, by the calibration; logits stay in the cache.
 
     Args:
-        rate: operations a second of a matrix product on one core (`spectrolib.cost.matmul_rate`).
+        rate: operations a second of a matrix product on one core (`spectrolib.run.cost.matmul_rate`).
     """
     found = parts(work)
     moved = sum(part.numbers - part.logits for part in found)

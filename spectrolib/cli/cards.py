@@ -47,10 +47,11 @@ def cards(
 
 def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str, str]) -> tuple[list, dict]:
     """Cards and catalogue, written; the summary."""
-    from .. import cards as room
-    from .. import catalogue, clustering, naming
-    from ..features import describe
-    from ..runningtext import running_text
+    from .. import clustering
+    from ..reading import cards as room
+    from ..reading import catalogue, naming
+    from ..reading.conditions import describe
+    from ..text.runningtext import running_text
 
     url, asked, key = name
     endpoint = naming.Endpoint(url, asked, key) if url or asked else None
@@ -108,6 +109,6 @@ def _print_cards(found: list, summary: dict, run: Path) -> None:
 
 
 def _visible(text: str) -> str:
-    from ..marks import visible
+    from ..reading.marks import visible
 
     return visible(text)

@@ -36,7 +36,7 @@ def cluster(
     from ..estimator import with_estimator
     from ..graph import check_symmetrise
     from ..peeling import Options
-    from ..store import open_result
+    from ..run.store import open_result
 
     with one_line_errors(stopped="nothing was written"):
         check_symmetrise(symmetrise)

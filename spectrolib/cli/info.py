@@ -14,9 +14,9 @@ from .terminal import console, number, one_line_errors, print_rows
 
 def info(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`.")]) -> None:
     """Say what a run folder holds: the plan, the state, whether the chains are in order, how reliable the result is."""
-    from ..components import FULL
-    from ..engine import groups
-    from ..store import finished_tasks, open_result, read_manifest
+    from ..model.components import FULL
+    from ..model.engine import groups
+    from ..run.store import finished_tasks, open_result, read_manifest
 
     with one_line_errors():
         manifest = read_manifest(run)
@@ -45,7 +45,7 @@ def info(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measur
 
 
 def _print_diagnostics(terminal: Console, result) -> None:
-    from ..diagnostics import RULES, acceptance, column_reliability, convergence
+    from ..checks.diagnostics import RULES, acceptance, column_reliability, convergence
 
     checks = acceptance(result)
     per_rule = list(dict.fromkeys(check.rule for check in checks if check.component != "all"))
@@ -80,7 +80,7 @@ def _mark(check) -> str:
 
 def reliability(result) -> str:
     """How well columns and token vectors repeat, in words."""
-    from ..diagnostics import column_reliability, token_reliability
+    from ..checks.diagnostics import column_reliability, token_reliability
 
     if "half_susceptibility" not in result:
         return "unknown: it takes 2 chains"

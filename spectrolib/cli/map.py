@@ -26,9 +26,10 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
     """Lay out, write the page; what was done, in words."""
     import time
 
-    from .. import clustering, tokenmap
-    from ..cards import open_cards
+    from .. import clustering
     from ..estimator import standardise
+    from ..reading import tokenmap
+    from ..reading.cards import open_cards
 
     begin = time.perf_counter()
     result, found = clustered_result(run), clustering.open_clusters(run)

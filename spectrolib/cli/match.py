@@ -44,11 +44,12 @@ def _match(run: Path, names: list[str], sites: list[str], model: str, settings: 
     """Activations, features, matches at both positions and against both nulls, written; the summary."""
     import time
 
-    from .. import clustering, matching
-    from .. import dictionaries as shelf
-    from ..models import engine_of
-    from ..store import open_result
-    from ..windows import measured_windows, token_rows
+    from .. import clustering
+    from ..dictionaries import formats as shelf
+    from ..dictionaries import matching
+    from ..dictionaries.windows import measured_windows, token_rows
+    from ..model.loading import engine_of
+    from ..run.store import open_result
 
     begin = time.perf_counter()
     matching.check(settings["score"], settings["permutations"])
@@ -90,7 +91,7 @@ def _match(run: Path, names: list[str], sites: list[str], model: str, settings: 
 
 def _together(found: list, score: str) -> list:
     """The features of all dictionaries side by side, at each position; none for a single one."""
-    from .. import matching
+    from ..dictionaries import matching
 
     own, joined = [(about, compared) for about, compared in found if not about["control"]], []
     site = "side by side" if len(own) == len(found) else "without the control"

@@ -14,10 +14,10 @@ from .info import reliability
 from .terminal import duration, one_line_errors, print_rows
 
 if TYPE_CHECKING:
-    from ..corpus import Document
-    from ..models import LanguageModel
-    from ..plan import Plan
-    from ..profiles import Profile
+    from ..model.loading import LanguageModel
+    from ..run.plan import Plan
+    from ..run.profiles import Profile
+    from ..text.corpus import Document
 
 
 def measure(
@@ -57,12 +57,12 @@ def measure(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost, and stop.")] = False,
 ) -> None:
     """Measure the susceptibility of every probe token for every component."""
-    from ..cost import bytes_of
-    from ..measure import fitted
-    from ..measure import measure as carry_out
-    from ..models import load_model
-    from ..store import finished_tasks
-    from ..workers import start_forkserver
+    from ..model.loading import load_model
+    from ..run.cost import bytes_of
+    from ..run.measure import fitted
+    from ..run.measure import measure as carry_out
+    from ..run.store import finished_tasks
+    from ..run.workers import start_forkserver
 
     overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
     overrides["steps_between_draws"] = steps
@@ -92,7 +92,7 @@ def _changes(
 ) -> tuple[Profile, dict]:
     """The profile, and what the command line changes of its plan: everything that can be checked without the model."""
     from ..estimator import ESTIMATORS
-    from ..profiles import get
+    from ..run.profiles import get
 
     constants = get(profile)
     if text and data:
@@ -108,14 +108,14 @@ def _changes(
 
 def _texts(text: str, data: str, probe: str) -> dict[str, tuple[Iterator[Document], str]]:
     """Documents to cut all windows from, and the probe windows, with what they are called; refused if not there."""
-    from ..corpus import hub_documents, local_documents
+    from ..text.corpus import hub_documents, local_documents
 
     found = {"all": (local_documents(text), text)} if text else {"all": (hub_documents(data), data)} if data else {}
     return found | ({"probe": (local_documents(probe), probe)} if probe else {})
 
 
 def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) -> Plan:
-    from ..plan import Plan, probe_windows, text_windows
+    from ..run.plan import Plan, probe_windows, text_windows
 
     if "all" in texts:
         changes = changes | text_windows(constants, model, *texts["all"])
@@ -125,9 +125,9 @@ def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) 
 
 
 def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
-    from ..bank import size
-    from ..cost import Work, bytes_text, disk, need, of
-    from ..workers import available_cores
+    from ..run.bank import size
+    from ..run.cost import Work, bytes_text, disk, need, of
+    from ..run.workers import available_cores
 
     s, shape, counted, shards = plan.settings, plan.shape, of(plan), len(plan.stretches())
     count, held = min(workers or available_cores(), len(plan.tasks)), need(plan)
@@ -159,7 +159,7 @@ def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
 
 
 def _print_summary(result, out: Path) -> None:
-    from ..diagnostics import acceptance
+    from ..checks.diagnostics import acceptance
 
     checks = acceptance(result)
     failed = Counter(check.rule for check in checks if check.passed is False)

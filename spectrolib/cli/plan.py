@@ -31,8 +31,8 @@ def plan(
 ) -> None:
     """Say what a measurement would take: operations, memory, disk, hours on a card, and where the time goes."""
     with one_line_errors():
-        from .. import cost
-        from ..profiles import PAPER
+        from ..run import cost
+        from ..run.profiles import PAPER
 
         given = {"draws": draws, "chains": chains, "steps_between_draws": steps, "batch_size": batch}
         base = PAPER.settings.plain() if plain else PAPER.settings
@@ -44,7 +44,7 @@ def plan(
 
 
 def _plan_in_words(found: dict) -> dict[str, str]:
-    from ..cost import EFFICIENCY_RANGE, bytes_text
+    from ..run.cost import EFFICIENCY_RANGE, bytes_text
 
     s, hours, disk = found["settings"], found["hours"], found["disk"]
     team = f"teams of {s['members']}" if s["members"] > 1 else "no teams"

@@ -20,7 +20,7 @@ def settings_of_clusters(run: Path) -> dict:
 def clustered_result(run: Path):
     """The result, by the estimator that was clustered."""
     from ..estimator import with_estimator
-    from ..store import open_result
+    from ..run.store import open_result
 
     result = open_result(run)
     estimator = settings_of_clusters(run).get("estimator")
@@ -42,7 +42,7 @@ def tokenizer_for(run: Path, result, model: str):
 
     A result has the text of each token. That is enough, unless characters are cut into several tokens.
     """
-    from ..runningtext import MISSING
+    from ..text.runningtext import MISSING
 
     cut = "text" in result.coords and any(MISSING in str(text) for text in result["text"].values)
     found = _tokenizer(run, model) if cut or model else None
@@ -51,8 +51,8 @@ def tokenizer_for(run: Path, result, model: str):
 
 def _tokenizer(run: Path, model: str):
     """Of the model that is named, or of the measured one if it is at hand; None if it is not."""
-    from ..models import load_model
-    from ..store import read_manifest
+    from ..model.loading import load_model
+    from ..run.store import read_manifest
 
     if model:
         return load_model(model).tokens
@@ -65,8 +65,8 @@ def _tokenizer(run: Path, model: str):
 
 def reader_of(run: Path, name: str):
     """The model whose activations are read, and whether it is the measured one."""
-    from ..models import load_model
-    from ..store import read_manifest
+    from ..model.loading import load_model
+    from ..run.store import read_manifest
 
     measured = read_manifest(run)["model"]
     if name:

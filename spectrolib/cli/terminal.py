@@ -20,8 +20,8 @@ def one_line_errors(stopped: str = "") -> Iterator[None]:
     Args:
         stopped: what Ctrl-C leaves behind; by default a run that goes on.
     """
-    from ..measure import WorkerDied
     from ..posterior import ChainError
+    from ..run.measure import WorkerDied
 
     try:
         yield

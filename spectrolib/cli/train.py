@@ -20,8 +20,8 @@ def train(
 ) -> None:
     """Train the bundled model's tokenizer and weights on the text that ships with the installed packages."""
     with one_line_errors():
-        from ..settings import TrainingSettings
-        from ..training import train as carry_out
+        from spectrobook.making.settings import TrainingSettings
+        from spectrobook.making.training import train as carry_out
 
         given = {"tokens": tokens, "workers": workers}
         settings = TrainingSettings(

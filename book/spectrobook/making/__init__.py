@@ -1,0 +1,1 @@
+"""The files that ship with the project, made again: `python -m spectrobook NAME`."""

@@ -1,0 +1,375 @@
+"""Do clusters come back? One pipeline run on many tables of the same tokens, and counts of what the runs share.
+
+A cluster *survives* a change if the changed run has a cluster that shares more than half of their union with it
+(Jaccard index). Above one half no cluster can have two such partners, so counting needs no assignment problem.
+
+Three kinds of interval, each for another question:
+
+* shares of clusters: Wilson's, clusters as independent trials. How far would another draw of clusters move the share?
+* differences of two shares over the same clusters: paired, from the clusters in which the two runs disagree;
+* means over tokens: tokens of one window are alike, so windows are resampled.
+
+What the paper's controls are we know in outline [S]; these counts, and their intervals, are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from spectrolib import clustering, graph
+from spectrolib.checks.intervals import NORMAL, Estimate, wilson
+from spectrolib.clustering import Clustering
+from spectrolib.estimator import standardise
+
+NONE = -1
+"""The label of a token that is in no cluster."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the pipeline makes of a table."""
+
+    neighbours: graph.Neighbours
+    clustering: Clustering
+
+    @property
+    def labels(self) -> Int[ndarray, " tokens"]:
+        """Cluster of each token, -1 for none."""
+        return self.clustering.labels
+
+
+def run(
+    chi: Float[ndarray, "tokens components"],
+    *,
+    rows: Literal["center", "zscore"] | None = "center",
+    whiten: bool = False,
+    k: int = 45,
+    symmetrise: graph.Symmetrise = "mutual",
+    **options,
+) -> Run:
+    """The whole way from a table of responses to neighbours and clusters.
+
+    Args:
+        chi: as measured; columns that are constant over the tokens are refused.
+        rows, whiten: of `estimator.standardise`.
+        k, symmetrise: of `graph.knn_graph`.
+        options: of `clustering.conductance_clusters`.
+    """
+    neighbours = graph.nearest(standardise(chi, rows=rows, whiten=whiten), k)
+    return Run(neighbours, clustering.conductance_clusters(graph.join(neighbours, symmetrise), **options))
+
+
+# Clusters that come back ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Survival:
+    """What became of the clusters of one run in another."""
+
+    overlap: Float[ndarray, " clusters"]
+    """The largest Jaccard index of each cluster with any of the other run."""
+    threshold: float
+
+    @property
+    def survived(self) -> Bool[ndarray, " clusters"]:
+        """Which clusters have a partner."""
+        return self.overlap > self.threshold
+
+    @property
+    def share(self) -> Estimate:
+        """Share of the clusters that survive; NaN if there are none."""
+        count = len(self.overlap)
+        return wilson(float(self.survived.mean()) if count else math.nan, count)
+
+
+def survival(reference: Int[ndarray, " tokens"], other: Int[ndarray, " tokens"], threshold: float = 0.5) -> Survival:
+    """Which clusters of a run come back in another run over the same tokens.
+
+    Args:
+        reference, other: cluster of each token, -1 for none.
+        threshold: the Jaccard index that a partner must exceed.
+
+    Raises:
+        ValueError: for labellings of different lengths, or a threshold outside 0.5 <= threshold < 1.
+    """
+    reference, other = _labels(reference, other)
+    if not 0.5 <= threshold < 1:
+        raise ValueError(
+            f"threshold must be at least 0.5, or a cluster could survive as two, and below 1, got {threshold}"
+        )
+    names, of_reference = np.unique(reference[reference != NONE], return_counts=True)
+    others, of_other = np.unique(other[other != NONE], return_counts=True)
+    both = (reference != NONE) & (other != NONE)
+    row, column = np.searchsorted(names, reference[both]), np.searchsorted(others, other[both])
+    pair, common = np.unique(row * max(len(others), 1) + column, return_counts=True)
+    row, column = np.divmod(pair, max(len(others), 1))
+    overlap = np.zeros(len(names))
+    np.maximum.at(overlap, row, common / (of_reference[row] + of_other[column] - common))
+    return Survival(overlap, threshold)
+
+
+def difference(first: Bool[ndarray, " clusters"], second: Bool[ndarray, " clusters"]) -> Estimate:
+    """The share of trials in which the first holds, less that in which the second does; the trials are the same.
+
+    The interval is that of Agresti and Min (2005): Wald's for matched pairs, half a trial added to each of the four
+    cells. The value is the plain difference.
+
+    Raises:
+        ValueError: without a trial, or for different numbers of them.
+    """
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if first.ndim != 1 or first.shape != second.shape or len(first) == 0:
+        raise ValueError(f"two outcomes of the same trials are needed, got {first.shape} and {second.shape}")
+    gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
+    n, a, b = len(first) + 2, gained + 0.5, lost + 0.5
+    centre, half = (a - b) / n, NORMAL / n * math.sqrt(a + b - (a - b) ** 2 / n)
+    value = (gained - lost) / len(first)
+    return Estimate(value, max(-1.0, min(value, centre - half)), min(1.0, max(value, centre + half)))
+
+
+def adjusted_rand(
+    first: Int[ndarray, " tokens"],
+    second: Int[ndarray, " tokens"],
+    within: Int[ndarray, " tokens"] | None = None,
+) -> float:
+    """Adjusted Rand index: 1 where two runs put the same tokens together, 0 on average by chance.
+
+    A token in no cluster counts as a class of its own: what no run clusters is no agreement. (`clouds.adjusted_rand`
+    has such tokens as one class.)
+
+    Args:
+        within: a group for each token, say its token id. Then only pairs of one group count, and chance is that of
+            labels shuffled inside each group: what the two runs agree on *beyond* the groups.
+
+    Returns:
+        NaN if no pair can agree: all of each group in one class, or no two tokens of a group in any.
+
+    Raises:
+        ValueError: for labellings of different lengths.
+    """
+    above, possible = (float(part.sum()) for part in _rand_parts(first, second, within))
+    return above / possible if possible > 1e-9 else math.nan
+
+
+def agreement_within(
+    first: Int[ndarray, " tokens"],
+    second: Int[ndarray, " tokens"],
+    groups: Int[ndarray, " tokens"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """`adjusted_rand` within groups, with a 95 % percentile interval over resampled groups.
+
+    All NaN where no pair can agree.
+    """
+    above, possible = _rand_parts(first, second, groups)
+    if not possible.sum() > 1e-9:
+        return Estimate(math.nan, math.nan, math.nan)
+    able = possible > 0  # the others add nothing to either sum
+    numbers = np.arange(int(able.sum()))
+    return mean_by_window(above[able], numbers, possible[able], resamples=resamples, seed=seed)
+
+
+def _rand_parts(first, second, within) -> tuple[Float[ndarray, " groups"], Float[ndarray, " groups"]]:
+    """Of each group: pairs together in both runs above what chance gives, and at most."""
+    first, second = _labels(first, second)
+    group = np.zeros(len(first), dtype=np.int64) if within is None else np.unique(within, return_inverse=True)[1]
+    if group.shape != first.shape:
+        raise ValueError(f"each of the {len(first)} tokens needs a group, got {group.shape}")
+    sizes = np.bincount(group)
+    rows, columns, both = (_pairs(len(sizes), group, *labels) for labels in ((first,), (second,), (first, second)))
+    total = sizes * (sizes - 1) / 2
+    expected = np.divide(rows * columns, total, out=np.zeros(len(sizes)), where=total > 0)
+    return both - expected, (rows + columns) / 2 - expected
+
+
+def _pairs(groups: int, group: ndarray, *labels: ndarray) -> Float[ndarray, " groups"]:
+    """How many pairs of tokens of each group share all the labels, tokens in no cluster sharing none."""
+    kept = np.logical_and.reduce([label != NONE for label in labels])
+    key = np.stack([group, *labels])[:, kept]
+    named, counts = np.unique(key, axis=1, return_counts=True)
+    return np.bincount(named[0], weights=counts * (counts - 1) / 2, minlength=groups)
+
+
+def _labels(first, second) -> tuple[ndarray, ndarray]:
+    first, second = np.asarray(first), np.asarray(second)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(
+            f"two labellings must have one label a token each, got shapes {first.shape} and {second.shape}"
+        )
+    return first, second
+
+
+# Neighbours, and other means over tokens -----------------------------------------------------------------------------
+
+
+def mean_by_window(
+    values: Float[ndarray, " tokens"],
+    windows: Int[ndarray, " tokens"],
+    weights: Float[ndarray, " tokens"] | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """The mean over tokens, with a 95 % percentile interval over resampled windows.
+
+    Two quantities are compared by the mean of their difference token by token: its interval is a paired one.
+
+    Args:
+        weights: the mean is Σ values / Σ weights; 1 by default. Any numbers whose sum over windows stays away from 0.
+
+    Raises:
+        ValueError: unless there is a window, and a weight, for every value, and one value at least.
+    """
+    values, windows = np.asarray(values, dtype=np.float64), np.asarray(windows)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if values.ndim != 1 or not values.shape == windows.shape == weights.shape or len(values) == 0:
+        raise ValueError(f"every value needs its window, got {values.shape}, {windows.shape} and {weights.shape}")
+    number = np.unique(windows, return_inverse=True)[1]
+    sums, totals = (np.bincount(number, weights=of) for of in (values, weights))
+    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    low, high = np.quantile(drawn @ sums / (drawn @ totals), [0.025, 0.975])
+    return Estimate(float(sums.sum() / totals.sum()), float(low), float(high))
+
+
+def shared_by_neighbours(
+    neighbours: Int[ndarray, "tokens k"], values: Mapping[str, Int[ndarray, " tokens"]]
+) -> dict[str, Float[ndarray, " tokens"]]:
+    """Of each token's neighbours, the share that has its value, for each named property.
+
+    Args:
+        neighbours: rows of the neighbours of each token, as from `graph.nearest`.
+        values: a number for each token that stands for its value; below zero where it is not known: such a token
+            shares nothing with anyone.
+    """
+    return {
+        name: ((value[neighbours] == value[:, None]) & (value >= 0)[:, None]).mean(axis=1)
+        for name, value in values.items()
+    }
+
+
+def common_neighbours(first: Int[ndarray, "tokens k"], second: Int[ndarray, "tokens k"]) -> Float[ndarray, " tokens"]:
+    """The share of each token's neighbours in one table that it has in another too.
+
+    Raises:
+        ValueError: for tables of different shapes.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"two tables of as many neighbours are needed, got {first.shape} and {second.shape}")
+    return (first[:, :, None] == second[:, None, :]).any(axis=2).mean(axis=1)
+
+
+# What of a measurement could be said without it ----------------------------------------------------------------------
+
+
+def predict(
+    rows: Float[ndarray, "tokens components"],
+    windows: Int[ndarray, " tokens"],
+    features: Float[ndarray, "tokens features"] | None = None,
+    groups: Int[ndarray, " tokens"] | None = None,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+) -> Float[ndarray, "tokens components"]:
+    """What other knowledge of a token says about its row, learned from windows that the token is not in.
+
+    Args:
+        windows: dealt to so many folds; each is predicted from the rest.
+        features: numbers known of each token: least squares with an intercept.
+        groups: a group for each token, say its token id: the mean of what the features leave, over the group's n other
+            tokens, times n / (n + 1). So a group never seen predicts nothing, and one seen once half of what it showed.
+
+    Raises:
+        ValueError: for fewer windows than folds.
+    """
+    _, number = np.unique(windows, return_inverse=True)
+    count = int(number.max()) + 1
+    if count < folds:
+        raise ValueError(f"{folds} folds need as many windows at least, there are {count}")
+    fold = (np.random.default_rng(seed).permutation(count) % folds)[number]
+    design = np.ones((len(rows), 1)) if features is None else np.column_stack([np.ones(len(rows)), features])
+    found = np.zeros(rows.shape)
+    for held in range(folds):
+        known, asked = fold != held, fold == held
+        weights = np.linalg.lstsq(design[known], rows[known], rcond=None)[0]
+        found[asked] = design[asked] @ weights
+        if groups is not None:
+            found[asked] += _group_means(rows[known] - design[known] @ weights, groups[known], groups[asked])
+    return found
+
+
+def _group_means(rows: ndarray, groups: ndarray, asked: ndarray) -> ndarray:
+    names, number = np.unique(groups, return_inverse=True)
+    sums = np.zeros((len(names), rows.shape[1]))
+    np.add.at(sums, number, rows)
+    means = sums / (np.bincount(number) + 1)[:, None]
+    place = np.minimum(np.searchsorted(names, asked), len(names) - 1)
+    return np.where((names[place] == asked)[:, None], means[place], 0)
+
+
+def predicted_share(
+    first: Float[ndarray, "tokens components"],
+    second: Float[ndarray, "tokens components"],
+    prediction: Float[ndarray, "tokens components"],
+    windows: Int[ndarray, " tokens"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """How much of what two independent measurements have in common a prediction gets right.
+
+    With s the rows that both would have without noise, ε and ε' their noise, and f a prediction that knows of neither,
+
+        E[(s + ε)(s + ε')] = E[s²]        and        E[(s + ε - f)(s + ε' - f)] = E[(s - f)²],
+
+    so that 1 - Σ(first - f)(second - f) / Σ first · second estimates 1 - E[(s - f)²] / E[s²], whatever the noise.
+
+    Args:
+        first, second: centred rows, from chains that share nothing.
+        prediction: from `predict`, on other windows than those it is for.
+    """
+    both, missed = (first * second).sum(axis=1), ((first - prediction) * (second - prediction)).sum(axis=1)
+    return mean_by_window(both - missed, windows, both, resamples=resamples, seed=seed)
+
+
+def true_correlation(
+    first: tuple[Float[ndarray, "tokens components"], Float[ndarray, "tokens components"]],
+    second: tuple[Float[ndarray, "tokens components"], Float[ndarray, "tokens components"]],
+    windows: Int[ndarray, " tokens"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """The correlation that the rows of two measurements would have without noise (Spearman, 1904).
+
+    Each measurement comes as two halves. A half of one is only ever compared with the other half of the other, so
+    halves of the same number may share their noise, as chains of one seed do:
+
+        r = ½ Σ (a·b' + a'·b) / √( Σ a·a' Σ b·b' ).
+
+    Above 1 by chance is possible. The interval is by percentiles over resampled windows; all NaN if either
+    measurement has no reproducible part.
+
+    Args:
+        first, second: the halves (a, a') and (b, b'): centred rows.
+    """
+    (a, a2), (b, b2) = first, second
+    number = np.unique(windows, return_inverse=True)[1]
+    products = (a * b2 + a2 * b) / 2, a * a2, b * b2
+    sums = np.stack([np.bincount(number, weights=product.sum(axis=1)) for product in products], axis=1)
+    count = len(sums)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+    total = np.vstack([sums.sum(axis=0), drawn @ sums])
+    if not (total[0, 1:] > 0).all():
+        return Estimate(math.nan, math.nan, math.nan)
+    total = total[(total[:, 1:] > 0).all(axis=1)]
+    r = total[:, 0] / np.sqrt(total[:, 1] * total[:, 2])
+    return Estimate(float(r[0]), *(float(end) for end in np.quantile(r[1:], [0.025, 0.975])))

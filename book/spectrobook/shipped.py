@@ -1,0 +1,117 @@
+"""What the book shows of the measurement that ships with the library: its clusters, their cards, their map.
+
+One place, so that chapters, catalogue and map speak of the same clusters. Everything is made when it is first asked
+for, and once. Only the layout is kept on disk: UMAP needs a minute. ``python -m spectrobook.shipped`` makes it anew,
+which a new measurement asks for.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from spectrolib import clustering, graph
+from spectrolib.clustering import Clustering
+from spectrolib.estimator import standardise, with_estimator
+from spectrolib.reading import cards as room
+from spectrolib.reading import tokenmap
+from spectrolib.reading.conditions import Features, describe
+from spectrolib.run import store
+from spectrolib.text.corpus import BUNDLED
+from spectrolib.text.runningtext import running_text
+
+from . import DATA
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from spectrolib.reading.cards import Card
+
+SHIPPED = {"book": "measurement", "zero": "measurement-zero", "untrained": "measurement-untrained"}
+"""Measurements that ship with the library, and their files."""
+
+
+def shipped_result(name: str = "book"):
+    """A measurement that ships with the library.
+
+    Args:
+        name: ``book``: profile `book` on the bundled model. ``zero``: the same at nβ = 0. ``untrained``: the same for
+            the same weights, shuffled within each tensor. The last two have every other window of the first and
+            half of its chains; ``benchmarks/controls.py`` makes them.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in SHIPPED:
+        raise ValueError(f"no measurement {name!r} ships with the library: there are {', '.join(SHIPPED)}")
+    return store.open_packed(DATA / f"{SHIPPED[name]}.zarr.zip")
+
+
+ESTIMATOR = "one_chain"
+"""Whose rows the book clusters. The two-chain value, which is the paper's, hardly clusters on this model: the chapter
+on clusters shows both."""
+K = 45
+"""Neighbours of a token in the graph and on the map; the paper's number [S]."""
+LAYOUT = DATA / "layout.npz"
+
+
+@functools.cache
+def result() -> xr.Dataset:
+    """The measurement, from `shipped.shipped_result`, by `ESTIMATOR`. Shared: do not change it."""
+    return with_estimator(shipped_result(), ESTIMATOR)
+
+
+@functools.cache
+def vectors() -> Float[ndarray, "tokens components"]:
+    """Its susceptibilities, standardised: columns z-scored, rows centred."""
+    return standardise(result()["susceptibility"].values)
+
+
+@functools.cache
+def clusters() -> Clustering:
+    """Its clusters: the mutual graph of 45 neighbours, cut by conductance with the library's defaults, seed 0."""
+    return clustering.conductance_clusters(graph.knn_graph(vectors(), k=K, symmetrise="mutual"))
+
+
+@functools.cache
+def features() -> Features:
+    """What can be said of each of its tokens from the text alone; ``features().text`` is the running text."""
+    return describe(running_text(result(), tokenizer()))
+
+
+@functools.cache
+def tokenizer():
+    """The bundled model's tokenizer (a `tokenizers.Tokenizer`)."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+
+
+@functools.cache
+def cards() -> tuple[Card, ...]:
+    """The card of each cluster, in their order."""
+    return tuple(room.cards(result(), clusters(), features=features()))
+
+
+@functools.cache
+def layout() -> Float[ndarray, "tokens 2"]:
+    """Its map: the kept one, if it was made of this measurement, else a new one (a minute)."""
+    held = tokenmap.held(LAYOUT, measured())
+    return tokenmap.layout(vectors(), k=K) if held is None else held
+
+
+@functools.cache
+def measured() -> str:
+    """Which measurement this is: the hash of its susceptibilities as they are stored, the same on every machine."""
+    values = result()["susceptibility"].values
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    tokenmap.keep(LAYOUT, measured(), tokenmap.layout(vectors(), k=K))
+    print(f"{LAYOUT}: {len(vectors()):,} tokens")

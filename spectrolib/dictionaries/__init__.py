@@ -1,0 +1,1 @@
+"""Sparse autoencoders, and how clusters of tokens match their features."""

@@ -1,0 +1,1 @@
+"""Worlds small enough for exact answers: truth to test samplers and estimators against."""

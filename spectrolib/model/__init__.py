@@ -1,0 +1,1 @@
+"""Language models: shapes, components, the engine that moves one component at a time, loading."""

@@ -1,0 +1,314 @@
+"""Language models: the bundled one, a local folder, or a name on the hub.
+
+Weights are read from safetensors only, and no code from a model's repository is run. Measuring needs the bare tensors
+alone, so transformers is imported only where somebody asks for one of its objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..posterior import Gradients, Settings
+from ..text.corpus import BUNDLED, bare_tokenizer
+from .engine import Engine
+from .shapes import Shape, check_named, tensors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+class LanguageModel:
+    """A causal language model and its tokenizer.
+
+    `config`, `weights` and `tokens` are read from the files: a measurement needs no more. `model` and `tokenizer` are
+    the objects of transformers; they are made when first asked for, which takes seconds.
+
+    Args:
+        model: a transformers model that is in memory, left as it is; or give ``path``.
+        tokenizer: its tokenizer, if it has one.
+        name: what to call it.
+        path: local folder with config.json and safetensors files.
+        revision: branch, tag or commit that the folder holds.
+        device: where a model from a folder goes.
+        dtype: precision of a model from a folder: that of `model` alone, since `weights` are always float32.
+
+    Raises:
+        ValueError: unless there is either a model or a folder.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerFast | None = None,
+        name: str = "",
+        *,
+        path: Path | None = None,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+    ):
+        if (model is None) == (path is None):
+            raise ValueError("a language model needs either a transformers model or the folder of one")
+        self.name, self.path, self.revision, self.dtype = name, path, revision, _DTYPES[dtype]
+        self.device = torch.device(device) if model is None else model.device
+        if model is not None:
+            self.model, self.tokenizer = model, tokenizer
+
+    @cached_property
+    def config(self) -> dict:
+        """What config.json says."""
+        return self.model.config.to_dict() if self.path is None else _config(self.path)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """The architecture."""
+        return Shape.from_config(self.config)
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter by its name (`shapes.tensors`), whatever the file or the module calls it."""
+        if self.path is not None:
+            return {name: tensor.to(self.device) for name, tensor in load_weights(self.path)[1].items()}
+        named = {_plain_name(name, self.shape): w.detach() for name, w in self.model.named_parameters()}
+        return {name: named[name] for name, _ in tensors(self.shape)}
+
+    @cached_property
+    def tokens(self) -> Tokenizer | None:
+        """The bare tokenizer, without the special tokens that transformers may add to a text."""
+        if "tokenizer" in vars(self):
+            return None if self.tokenizer is None else bare_tokenizer(self.tokenizer)
+        from tokenizers import Tokenizer
+
+        file = self.path / "tokenizer.json"
+        return bare_tokenizer(Tokenizer.from_file(str(file))) if file.exists() else None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The transformers module, in evaluation mode, its parameters frozen."""
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # a bar for a second
+        module = AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype, use_safetensors=True, **_LOCAL)
+        return module.to(self.device).eval().requires_grad_(False)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast | None:
+        """The transformers tokenizer; None for a folder without one."""
+        from transformers import AutoTokenizer
+
+        has_one = (self.path / "tokenizer.json").exists()
+        return AutoTokenizer.from_pretrained(self.path, **_LOCAL) if has_one else None
+
+    def moving(
+        self, component: str, windows, settings: Settings, chain: int
+    ) -> tuple[Float[Tensor, " parameters"], Gradients]:
+        """What `posterior.sample` needs to sample a component: w*, and gradients on minibatches of the windows."""
+        engine = engine_of(self)
+        driven = [component for member in settings.members if settings.drives(member)]
+        gradients = engine.group(driven or [component]).minibatch_gradients(windows, settings, chain)
+        return engine.group([component]).start[0], gradients
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of configuration and weights: of the files where there are any, otherwise of the tensors."""
+        digest = hashlib.sha256()
+        if self.path is not None:
+            digest.update(json.dumps(self.config, sort_keys=True).encode())
+            for file in _weight_files(self.path):
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+        else:
+            digest.update(self.model.config.to_json_string(use_diff=False).encode())
+            for name, tensor in sorted(self.model.state_dict().items()):
+                digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_model(
+    name_or_path: str | Path = "bundled",
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> LanguageModel:
+    """Find a causal language model and check its files; see `LanguageModel` for what it gives.
+
+    Args:
+        name_or_path: "bundled"; a folder with config.json and safetensors files; or a name on the hub,
+            "EleutherAI/pythia-14m".
+        revision: branch, tag or commit on the hub; for Pythia also a training step, "step1000".
+        device: "auto" takes a CUDA device if there is one.
+        dtype: "float32", "float16" or "bfloat16"; files in half precision are widened to it.
+
+    Raises:
+        ValueError: if there is no such model; its family is not supported; its weights are not safetensors, are
+            incomplete, truncated or of other shapes than its config.json says; it has another architecture than its
+            name says (Pythia); or device or dtype is unknown.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: one of {', '.join(_DTYPES)}")
+    target = _device(device)
+    name = str(name_or_path)
+    folder = _folder(name, revision)
+    shape = Shape.from_config(_config(folder))
+    _check_weights(folder, shape)
+    check_named(name, shape)
+    return LanguageModel(name=name, path=folder, revision=revision, device=target, dtype=dtype)
+
+
+def engine_of(model: LanguageModel | PreTrainedModel | Engine, *, tokens_per_pass: int | None = None) -> Engine:
+    """The engine that runs a model at w*, with any of its components elsewhere.
+
+    Args:
+        model: a `LanguageModel`, a model of transformers, or an engine, which is given back as it is.
+        tokens_per_pass: tokens that go through the frozen layers at once; the default suits the device.
+    """
+    if isinstance(model, Engine):
+        return model
+    model = model if isinstance(model, LanguageModel) else LanguageModel(model)
+    return Engine(model.shape, model.weights, tokens_per_pass=tokens_per_pass)
+
+
+def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
+    """Configuration and float32 tensors of a model folder, without transformers.
+
+    Tensors have the names of `shapes.tensors`, whatever the file calls them.
+
+    Raises:
+        ValueError: as `load_model`.
+    """
+    folder = Path(path)
+    config = _config(folder)
+    shape = Shape.from_config(config)
+    _check_weights(folder, shape)
+    from safetensors.torch import load_file
+
+    weights = {}
+    for file in _weight_files(folder):
+        weights |= {_plain_name(name, shape): tensor.float() for name, tensor in load_file(file).items()}
+    return config, {name: weights[name] for name, _ in tensors(shape)}
+
+
+def _plain_name(name: str, shape: Shape) -> str:
+    """Our name of a tensor: transformers has renamed unembeddings, and the hub's GPT-2 files leave out a prefix."""
+    if name == "lm_head.weight":
+        return shape.where.unembed
+    stem = shape.where.embed.split(".")[0] + "."
+    return name if name.startswith(stem) or name == shape.where.unembed else stem + name
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but there is no CUDA device here")
+    return target
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders and files
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    """The local folder of a model, fetched from the hub if need be."""
+    if name == "bundled":
+        return BUNDLED
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return path
+    known = "give 'bundled', a folder with config.json and safetensors files, or a name on the hub such as "
+    known += "'EleutherAI/pythia-14m'"
+    if path.exists() or not _HUB_NAME.fullmatch(name):
+        raise ValueError(f"no model folder {name!r}: {known}")
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        # The configuration first: an unsupported model is refused before its weights are fetched.
+        Shape.from_config(_config(Path(hf_hub_download(name, "config.json", revision=revision)).parent))
+        wanted = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except ValueError as error:
+        if type(error) is ValueError:  # our own; the hub's errors are subclasses
+            raise
+        reason = error
+    except Exception as error:  # no such repository, no network, no access, ...
+        reason = error
+    first_line = (str(reason).strip().splitlines() or [""])[0]
+    raise ValueError(f"cannot get model {name!r}: {known} ({type(reason).__name__}: {first_line[:200]})") from reason
+
+
+def _config(folder: Path) -> dict:
+    file = folder / "config.json"
+    if not file.exists():
+        raise ValueError(f"{folder} is no model folder: it has no config.json")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON: {error}") from error
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in order of name."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    if index.exists():
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        if missing := [f.name for f in files if not f.exists()]:
+            raise ValueError(f"{folder} lacks {', '.join(missing)}, which {index.name} names")
+        return files
+    other = sorted(f.name for f in folder.glob("*") if f.suffix in (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"))
+    found = f"only {', '.join(other)}, which is not read because it can run code" if other else "none"
+    raise ValueError(f"{folder} has no safetensors weights (model.safetensors); found {found}")
+
+
+def _check_weights(folder: Path, shape: Shape) -> None:
+    """Compare what the headers of the safetensors files announce with the files' lengths and with the configuration."""
+    sizes = {}
+    for file in _weight_files(folder):
+        header = _header(file)
+        sizes |= {_plain_name(name, shape): tuple(entry["shape"]) for name, entry in header.items()}
+    for name, size in tensors(shape):
+        if name not in sizes:
+            raise ValueError(f"the weights in {folder} lack the tensor {name}: the file does not match its config.json")
+        if sizes[name] != size:
+            raise ValueError(f"{name} in {folder} has shape {sizes[name]}, its config.json says {size}")
+
+
+def _header(file: Path) -> dict:
+    """What a safetensors file says of its tensors; refused if the file is not as long as that."""
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        header_size = int.from_bytes(content.read(8), "little")
+        if size < 8 or header_size > size - 8:
+            raise ValueError(f"{file} is truncated or not a safetensors file ({size} bytes)")
+        try:
+            header = json.loads(content.read(header_size))
+            header.pop("__metadata__", None)
+            ends = [entry["data_offsets"][1] for entry in header.values()]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{file} is not a safetensors file: its header cannot be read") from error
+    announced = 8 + header_size + max(ends, default=0)
+    if size != announced:
+        raise ValueError(f"{file} is truncated or damaged: {size} bytes, but its header announces {announced}")
+    return header

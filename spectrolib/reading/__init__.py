@@ -1,0 +1,1 @@
+"""Clusters made readable: what their members share, cards, the catalogue, the map."""

@@ -1,0 +1,388 @@
+"""What a cluster is: a card with its members in context, what they share, the components that respond, and a rule.
+
+`cards` makes them for the clusters of a run, `for_labels` for any partition of its tokens, so that k-means and token
+identity are read with the same eyes (`rule_table`). Labels are words of the rule; a language model can name clusters
+too (`naming`), but nothing here needs one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from ..checks import intervals
+from ..checks.intervals import Estimate
+from ..estimator import standardise
+from ..run.store import open_json, save_json
+from ..text.runningtext import RunningText, running_text
+from . import rules
+from .conditions import Features, describe
+from .rules import Rule, Shared
+
+if TYPE_CHECKING:
+    from ..clustering import Clustering
+
+FORMAT = 1
+MIXED = "mixed"
+"""Family of a cluster in which no family has half of the members."""
+
+
+class Example(NamedTuple):
+    """A member in its context."""
+
+    row: int
+    """Of the result."""
+    before: str
+    token: str
+    after: str
+    domain: str
+    document: str
+    position: int
+
+
+class Response(NamedTuple):
+    """How a component responds to the members."""
+
+    component: str
+    mean: float
+    """Of the standardised values: negative is expression, positive suppression."""
+    agree: float
+    """Share of the members whose value has the sign of the mean."""
+
+
+class Near(NamedTuple):
+    """A neighbour."""
+
+    cluster: int
+    distance: float
+    """Between the mean vectors, Euclidean."""
+
+
+class Name(NamedTuple):
+    """What a language model calls a cluster, and how well the name tells members from others (`naming`)."""
+
+    label: str
+    model: str
+    accuracy: Estimate
+    """Share of right answers on members and others that the name was not made from; 0.5 by guessing."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A cluster, described."""
+
+    cluster: int
+    label: str
+    """The rule, if it is confident; otherwise that there is none, and what is most telling."""
+    family: str
+    """Of most members, see `runningtext.FAMILIES`; "mixed" if none has half of them."""
+    family_share: float
+    """Share of the members that are of the most frequent family."""
+    size: int
+    documents: int
+    """How many documents members come from."""
+    conductance: float | None
+    reliability: float | None
+    """Median over members of the cosine between their vectors from two halves of the chains; None for one chain."""
+    tokens: tuple[tuple[str, int], ...]
+    """The most frequent tokens, and how many members each has."""
+    examples: tuple[Example, ...]
+    """Members drawn at random, from as many windows as there are."""
+    shared: tuple[Shared, ...]
+    responses: tuple[Response, ...]
+    """The components that respond most."""
+    nearest: tuple[Near, ...]
+    rule: Rule | None
+    """None where members are in too few windows to fit and to judge one."""
+    name: Name | None = None
+
+
+def cards(
+    result,
+    clustering: Clustering,
+    *,
+    features: Features | None = None,
+    tokenizer=None,
+    rows: Literal["center", "zscore"] | None = "center",
+    whiten: bool = False,
+    examples: int = 12,
+    seed: int = 0,
+) -> list[Card]:
+    """A card for each cluster of a measurement, in their order.
+
+    Args:
+        result: of `measure`, with the coordinates that say which tokens were measured.
+        clustering: of its tokens, from `clustering.conductance_clusters`.
+        features: from `conditions.describe`; made from the result when None.
+        tokenizer: of the measured model, for characters cut into several tokens; see `runningtext.running_text`.
+        rows, whiten: how the vectors that were clustered are standardised, as in `estimator.standardise`.
+        examples: members to show.
+        seed: of the examples and of the halves that rules are fitted on.
+
+    Raises:
+        ValueError: if the clustering is not of this result, or the result names no tokens.
+    """
+    chi = result["susceptibility"].values
+    if len(clustering.labels) != len(chi):
+        raise ValueError(
+            f"the clusters are of {len(clustering.labels):,} tokens, the result has {len(chi):,}: cluster it again"
+        )
+    return for_labels(
+        features or describe(running_text(result, tokenizer)),
+        clustering.labels,
+        standardise(chi, rows=rows),
+        result["component"].values.tolist(),
+        positions=standardise(chi, rows=rows, whiten=True) if whiten else None,
+        conductance=clustering.conductance,
+        reliability=_reliability(result, rows),
+        examples=examples,
+        seed=seed,
+    )
+
+
+def _reliability(result, rows) -> Float[ndarray, " tokens"] | None:
+    from ..checks.diagnostics import token_reliability
+
+    return token_reliability(result, rows=rows).values if "half_susceptibility" in result else None
+
+
+def for_labels(
+    features: Features,
+    labels: Int[ndarray, " tokens"],
+    vectors: Float[ndarray, "tokens components"],
+    components: Sequence[str],
+    *,
+    positions: Float[ndarray, "tokens axes"] | None = None,
+    conductance: Float[ndarray, " clusters"] | None = None,
+    reliability: Float[ndarray, " tokens"] | None = None,
+    examples: int = 12,
+    seed: int = 0,
+) -> list[Card]:
+    """Cards for any partition of the tokens.
+
+    Args:
+        labels: cluster of each token, 0 and up without a gap; -1 for none.
+        vectors: standardised susceptibilities, for what components do.
+        components: names of its columns.
+        positions: vectors whose means say which clusters are near; ``vectors`` when None.
+
+    Raises:
+        ValueError: if labels or vectors do not fit the tokens, or a cluster is empty.
+    """
+    labels = rules.check_labels(labels, len(features.text))
+    positions = vectors if positions is None else positions
+    if len(vectors) != len(labels) or len(positions) != len(labels) or vectors.shape[1] != len(components):
+        raise ValueError(
+            f"vectors must be {len(labels)} tokens x {len(components)} components, got {vectors.shape} and "
+            f"{positions.shape}"
+        )
+    sizes = np.bincount(labels[labels >= 0])
+    if (sizes == 0).any():
+        raise ValueError(f"labels must number the clusters without a gap: {np.flatnonzero(sizes == 0)[0]} is empty")
+    centres = np.array([positions[labels == c].mean(axis=0) for c in range(len(sizes))])
+    text, families = features.text, features.text.families()
+    made = []
+    for cluster, rule in enumerate(rules.rules(features, labels, seed=seed)):
+        member = labels == cluster
+        rows = np.flatnonzero(member)
+        shown = draw(text, rows, examples, np.random.default_rng([seed, cluster]))
+        tokens = Counter(text.names[i] for i in text.token_id[rows].tolist()).most_common(8)
+        shared = rules.shared(features, member)
+        family, count = Counter(families[rows].tolist()).most_common(1)[0]
+        card = Card(
+            cluster=cluster,
+            label=_label(rule, shared, tokens),
+            family=family if count >= len(rows) / 2 else MIXED,
+            family_share=count / len(rows),
+            size=len(rows),
+            documents=len(np.unique(text.documents[rows])),
+            conductance=None if conductance is None else float(conductance[cluster]),
+            reliability=None if reliability is None else float(np.median(reliability[rows])),
+            tokens=tuple(tokens),
+            examples=tuple(example(text, row) for row in shown),
+            shared=tuple(shared),
+            responses=_responses(vectors[rows], components),
+            nearest=_nearest(centres, cluster),
+            rule=rule,
+        )
+        made.append(card)
+    return made
+
+
+def _label(rule: Rule | None, shared: Sequence[Shared], tokens: Sequence[tuple[str, int]]) -> str:
+    if rule is not None and rule.confident:
+        return rule.text
+    return f"no confident rule; often: {shared[0].condition if shared else tokens[0][0]}"
+
+
+def draw(text: RunningText, rows: Int[ndarray, " m"], count: int, rng: np.random.Generator) -> list[int]:
+    """So many of the rows at random, from as many windows as there are."""
+    rows = rng.permutation(rows)
+    turn = np.zeros(len(rows), dtype=np.int64)
+    for window in np.unique(text.windows[rows]):
+        same = np.flatnonzero(text.windows[rows] == window)
+        turn[same] = np.arange(len(same))
+    return rows[np.argsort(turn, kind="stable")][:count].tolist()
+
+
+def example(text: RunningText, row: int) -> Example:
+    """A token in its context."""
+    before, token, after = text.context(row)
+    where = str(text.domain[row]), str(text.document[row]), int(text.position[row])
+    return Example(int(row), before, token, after, *where)
+
+
+def _responses(vectors: ndarray, components: Sequence[str], most: int = 6) -> tuple[Response, ...]:
+    mean = vectors.mean(axis=0)
+    agree = (np.sign(vectors) == np.sign(mean)).mean(axis=0)
+    order = np.argsort(-np.abs(mean), kind="stable")[:most]
+    return tuple(Response(components[i], float(mean[i]), float(agree[i])) for i in order.tolist())
+
+
+def _nearest(centres: ndarray, cluster: int, most: int = 3) -> tuple[Near, ...]:
+    distance = np.linalg.norm(centres - centres[cluster], axis=1)
+    order = [int(i) for i in np.argsort(distance, kind="stable") if i != cluster][:most]
+    return tuple(Near(i, float(distance[i])) for i in order)
+
+
+# Partitions to compare with, and the rules of all --------------------------------------------------------------------
+
+
+def kmeans_labels(
+    vectors: Float[ndarray, "tokens axes"], clusters: int, *, where: Bool[ndarray, " tokens"] | None = None, seed=0
+) -> Int[ndarray, " tokens"]:
+    """k-means on the vectors, as many clusters as asked for, numbered by size.
+
+    Args:
+        where: tokens that are clustered, the others getting -1; all by default. Conductance leaves the main body
+            unclustered, so the tokens that it clustered make the closer comparison.
+    """
+    from sklearn.cluster import KMeans
+
+    where = np.ones(len(vectors), dtype=bool) if where is None else where
+    labels = np.full(len(vectors), -1, dtype=np.int64)
+    labels[where] = KMeans(clusters, n_init=1, random_state=seed).fit_predict(vectors[where])
+    return _by_size(labels)
+
+
+def token_labels(text: RunningText, clusters: int, min_size: int = 20) -> Int[ndarray, " tokens"]:
+    """The tokens by identity alone: the most frequent ones, as many as asked for, a cluster each.
+
+    Tokens seen less than ``min_size`` times make no cluster, so there may be fewer.
+    """
+    _, index, counts = np.unique(text.token_id, return_inverse=True, return_counts=True)
+    frequent = np.argsort(-counts, kind="stable")[:clusters]
+    number = np.full(len(counts), -1, dtype=np.int64)
+    frequent = frequent[counts[frequent] >= min_size]
+    number[frequent] = np.arange(len(frequent))
+    return number[index]
+
+
+def _by_size(labels: Int[ndarray, " n"]) -> Int[ndarray, " n"]:
+    names, sizes = np.unique(labels[labels >= 0], return_counts=True)
+    number = np.full(int(labels.max(initial=-1)) + 1, -1, dtype=np.int64)
+    number[names[np.argsort(-sizes, kind="stable")]] = np.arange(len(names))
+    return np.where(labels >= 0, number[labels], -1)
+
+
+def rule_table(partitions: Mapping[str, Int[ndarray, " tokens"]], features: Features, *, seed: int = 0):
+    """The rules of several partitions of the same tokens, a row for each cluster.
+
+    Returns:
+        A `pandas.DataFrame` with partition, cluster, size, rule (text), precision and recall on the half that the rule
+        was not fitted on, each with _low and _high, f1, confident, and split. A cluster that gets no rule has NaN, f1
+        0, and is not confident.
+    """
+    import pandas as pd
+
+    records = []
+    for partition, labels in partitions.items():
+        sizes = np.bincount(labels[labels >= 0])
+        for cluster, rule in enumerate(rules.rules(features, labels, seed=seed)):
+            record = {"partition": partition, "cluster": cluster, "size": int(sizes[cluster])}
+            for name in ("precision", "recall"):
+                value = getattr(rule, name) if rule else Estimate(math.nan, 0.0, 1.0)
+                record |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+            said = {"rule": rule.text, "f1": rule.f1, "confident": rule.confident, "split": rule.split} if rule else {}
+            records.append(record | {"rule": "", "f1": 0.0, "confident": False, "split": ""} | said)
+    return pd.DataFrame.from_records(records)
+
+
+def rule_summary(table) -> dict[str, dict]:
+    """The table in a few numbers for each partition: clusters, the share with a confident rule with its interval
+    (Wilson, clusters as independent), and the quartiles of precision, recall and F1. A rule that picks nothing where it
+    is judged has no precision, and is left out of those quartiles alone."""
+    found = {}
+    for partition, rows in table.groupby("partition", sort=False):
+        confident = intervals.wilson(float(rows["confident"].mean()), len(rows))
+        quartiles = {n: rows[n].quantile([0.25, 0.5, 0.75]).tolist() for n in ("precision", "recall", "f1")}
+        found[partition] = {"clusters": len(rows), "confident": confident, **quartiles}
+    return found
+
+
+# On disk -------------------------------------------------------------------------------------------------------------
+
+
+def save_cards(found: Iterable[Card], folder: str | Path, about: Mapping | None = None) -> Path:
+    """Write cards.json, whole or not at all; ``about`` is kept beside the cards.
+
+    Raises:
+        ValueError: if the folder cannot be written.
+    """
+    content = {"format": FORMAT, "about": dict(about or {}), "cards": [_plain(asdict(card)) for card in found]}
+    return save_json(folder, "cards.json", content)
+
+
+def open_cards(folder: str | Path) -> list[Card]:
+    """The cards that `save_cards` wrote.
+
+    Raises:
+        ValueError: if there are none, or the file is damaged or of another format.
+    """
+    return open_json(folder, "cards.json", FORMAT, "cards", lambda held: [_read(card) for card in held["cards"]])
+
+
+def _plain(value):
+    """As JSON holds it: no NaN, no infinity, no half of a surrogate pair."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _estimate(values: Sequence) -> Estimate:
+    value, low, high = values
+    return Estimate(math.nan if value is None else value, low, math.inf if high is None else high)
+
+
+def _read(card: dict) -> Card:
+    rule, name = card["rule"], card["name"]
+    kept = {
+        "tokens": tuple((token, count) for token, count in card["tokens"]),
+        "examples": tuple(Example(*values) for values in card["examples"]),
+        "shared": tuple(Shared(*values[:4], _estimate(values[4])) for values in card["shared"]),
+        "responses": tuple(Response(*values) for values in card["responses"]),
+        "nearest": tuple(Near(*values) for values in card["nearest"]),
+        "rule": rule
+        and Rule(
+            tuple(rule["conditions"]),
+            _estimate(rule["precision"]),
+            _estimate(rule["recall"]),
+            tuple(math.nan if v is None else v for v in rule["fitted"]),
+            tuple(rule["tested"]),
+            rule["split"],
+        ),
+        "name": name and Name(name[0], name[1], _estimate(name[2])),
+    }
+    return Card(**card | kept)

@@ -1,0 +1,300 @@
+"""What the members of a cluster share, and a readable rule for it, tested on documents that the rule never saw.
+
+A rule is one condition or two of `features`, such as "' the' · after ' of'". It is fitted on half of the documents and
+judged on the other half: *precision* is the share of members among the tokens that it picks there, *recall* the share
+of the members there that it picks. Tokens of one document are alike, so halves are halves of the documents, and
+intervals are made wide enough for tokens that come in documents, not one by one.
+
+The paper reads its clusters by eye and by a language model [S]; these rules, and their scores, are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+
+from ..checks.intervals import NORMAL, Estimate, proportion
+from ..text.runningtext import RunningText
+from .conditions import GROUPS, Condition, Features
+
+READABLE = (0.5, 0.2)
+"""Lower ends of precision and recall from which we call a rule confident."""
+LEADING, LISTED, GAIN, FEWEST = 40, 6, 0.03, 5
+"""Conditions that pairs are built on; tokens that a condition may list; F1 on the fitted half that a longer rule must
+gain; members that each half must hold."""
+
+
+# Intervals -----------------------------------------------------------------------------------------------------------
+
+
+def lift(member: Bool[ndarray, " n"], holds: Bool[ndarray, " n"], groups: Int[ndarray, " n"]) -> Estimate:
+    """How many times more often a condition holds for members than for the rest.
+
+    Half a token is added to each count, so that the ratio of counts of zero is finite. The interval is that of the log
+    ratio, its variance the larger of the one for independent tokens (Katz et al., 1978) and the one that groups show.
+    """
+    inside, outside = int(member.sum()), int((~member).sum())
+    if inside == 0 or outside == 0:
+        return Estimate(math.nan, 0.0, math.inf)
+    a, b = int(holds[member].sum()), int(holds[~member].sum())
+    p, q = (a + 0.5) / (inside + 0.5), (b + 0.5) / (outside + 0.5)
+    katz = 1 / (a + 0.5) - 1 / (inside + 0.5) + 1 / (b + 0.5) - 1 / (outside + 0.5)
+    influence = np.where(member, (holds - p) / (inside * p), -(holds - q) / (outside * q))
+    total, count = np.bincount(groups, weights=influence), int(np.count_nonzero(np.bincount(groups)))
+    half = NORMAL * math.sqrt(max(katz, float(total @ total) * count / max(count - 1, 1)))
+    centre = math.log(p / q)
+    return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half))
+
+
+class Shared(NamedTuple):
+    """A condition that members meet more often than the rest."""
+
+    condition: str
+    group: str
+    members: float
+    """Share of the members that meet it."""
+    rest: float
+    lift: Estimate
+
+
+def shared(features: Features, member: Bool[ndarray, " n"], most: int = 8, least: float = 0.15) -> list[Shared]:
+    """What members share against the rest: conditions whose lift is above 1, interval and all, the telling ones first.
+
+    Args:
+        most: conditions to give.
+        least: share of the members that must meet it.
+
+    Telling: the share of the members times the log of the lift's lower end. A condition that says no more than one
+    before it (the same members meet both) is left out.
+    """
+    inside, outside = int(member.sum()), int((~member).sum())
+    if inside == 0 or outside == 0:
+        return []
+    mine = features.matrix[np.flatnonzero(member)].sum(axis=0)
+    theirs = features.totals - mine
+    share, log_ratio = mine / inside, np.log((mine + 0.5) / (inside + 0.5) / ((theirs + 0.5) / (outside + 0.5)))
+    likely = np.flatnonzero((share >= least) & (log_ratio > 0))
+    likely = likely[np.argsort(-(share * log_ratio)[likely], kind="stable")][: 4 * most]
+    found = []
+    for i in likely.tolist():
+        ratio = lift(member, features.column(i), features.text.documents)
+        if ratio.low > 1:
+            found.append((float(share[i]) * math.log(ratio.low), i, ratio))
+    found.sort(key=lambda entry: (-entry[0], entry[1]))
+    kept: list[Shared] = []
+    masks: list[Bool[ndarray, " members"]] = []
+    for _, i, ratio in found:
+        mask = features.column(i)[member]
+        if len(kept) < most and not any((mask == other).all() for other in masks):
+            condition = features.conditions[i]
+            kept.append(Shared(condition.text, condition.group, float(share[i]), float(theirs[i] / outside), ratio))
+            masks.append(mask)
+    return kept
+
+
+# Rules ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One or two conditions that pick the members of a cluster, judged on documents they were not fitted on."""
+
+    conditions: tuple[str, ...]
+    precision: Estimate
+    """Share of members among the tokens that it picks."""
+    recall: Estimate
+    """Share of the members that it picks."""
+    fitted: tuple[float, float]
+    """Precision and recall on the half that it was fitted on: too good, being chosen for it."""
+    tested: tuple[int, int]
+    """How many tokens it picks in the half that it is judged on, and how many members this has."""
+    split: str
+    """What was dealt to halves: "document", or "window" where too few documents hold members."""
+
+    @property
+    def text(self) -> str:
+        """The rule in words."""
+        return " · ".join(self.conditions)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 0 if it picks no member."""
+        p, r = self.precision.value, self.recall.value
+        return 2 * p * r / (p + r) if p + r > 0 else 0.0
+
+    @property
+    def confident(self) -> bool:
+        """Whether both intervals lie above `READABLE`: more members than others picked, and a fifth of them found."""
+        return self.precision.low > READABLE[0] and self.recall.low > READABLE[1]
+
+
+def rules(features: Features, labels: Int[ndarray, " n"], *, seed: int = 0) -> list[Rule | None]:
+    """A rule for each cluster.
+
+    Args:
+        features: from `conditions.describe`; `Features.only` limits what rules may speak of.
+        labels: cluster of each token, 0 and up; -1 for none.
+        seed: of the halves.
+
+    Halves are dealt eight times, so that each domain gives each half as many documents as the other. A cluster takes
+    the first deal that gives both halves a third of its members; a cluster that none suits takes a deal of windows, and
+    if again none does, as for members that are all in one window, it gets no rule: None.
+
+    The best F1 on the fitted half wins, each count of hits lowered by its square root, among conditions, lists of up
+    to six tokens ("one of ..."), and pairs of these with a condition; a list, and a pair, must gain 0.03.
+
+    Raises:
+        ValueError: for another number of labels than tokens.
+    """
+    labels = check_labels(labels, len(features.text))
+    halves = [_Half(features, unit, fit) for unit, fit in deals(features.text, seed)]
+    found: list[Rule | None] = []
+    for cluster in range(int(labels.max(initial=-1)) + 1):
+        member = labels == cluster
+        half = next((half for half in halves if half.suits(member)), None)
+        found.append(half.rule(member) if half else None)
+    return found
+
+
+def check_labels(labels: Int[ndarray, " n"], tokens: int) -> Int[ndarray, " n"]:
+    """Labels as an array, refused (ValueError) unless there is an integer for each token."""
+    labels = np.asarray(labels)
+    if labels.shape != (tokens,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels must be {tokens} integers, one for each token, got {labels.dtype} {labels.shape}")
+    return labels
+
+
+def deals(text: RunningText, seed: int = 0, times: int = 8) -> Iterator[tuple[str, Bool[ndarray, " n"]]]:
+    """Ways to deal documents, and then windows, to two halves: what was dealt, and where the half to fit on is."""
+    rng = np.random.default_rng(seed)
+    for unit, names in (("document", text.document), ("window", text.sequence)):
+        _, first, index = np.unique(names, return_index=True, return_inverse=True)
+        domain = text.domain[first]
+        for _ in range(times):
+            order = rng.permutation(len(first))
+            order = order[np.argsort(domain[order], kind="stable")]
+            fit = np.zeros(len(first), dtype=bool)
+            fit[order[int(rng.integers(2)) :: 2]] = True
+            yield unit, fit[index]
+
+
+def _sure(hits):
+    """Hits less their spread by chance: the best of thousands of conditions owes its hits to luck, rare ones most."""
+    return hits - np.sqrt(hits)
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """A candidate: the columns that it lists, as one condition (any of them), or two (one of each)."""
+
+    parts: tuple[tuple[int, ...], ...]
+    f1: float
+
+
+class _Half:
+    """One way to deal tokens to halves, and the counts of its fitted half that do not depend on a cluster."""
+
+    def __init__(self, features: Features, unit: str, fit: Bool[ndarray, " n"]):
+        self.features, self.unit, self.fit = features, unit, fit
+
+    def suits(self, member: Bool[ndarray, " n"]) -> bool:
+        """Whether either half holds enough of the members."""
+        least = min(int((member & self.fit).sum()), int((member & ~self.fit).sum()))
+        return least >= max(FEWEST, int(member.sum()) / 3)
+
+    @cached_property
+    def matrix(self):
+        return self.features.matrix[np.flatnonzero(self.fit)]
+
+    @cached_property
+    def totals(self) -> Int[ndarray, " conditions"]:
+        return self.matrix.sum(axis=0)
+
+    @cached_property
+    def together(self):
+        """How many tokens meet both of two conditions."""
+        return (self.matrix.T @ self.matrix).tocsr()
+
+    def rule(self, member: Bool[ndarray, " n"]) -> Rule | None:
+        """The best rule of the fitted half, judged on the other."""
+        if not self.features.conditions:
+            return None
+        parts = sorted(self.best(member).parts, key=self._rank)
+        picked = np.logical_and.reduce([self._any(part) for part in parts])
+        text, test = self.features.text, ~self.fit
+        groups = text.documents if self.unit == "document" else text.windows
+        chosen, mine = test & picked, test & member
+        fitted, fitted_members = self.fit & picked, self.fit & member
+        return Rule(
+            tuple(self._say(part) for part in parts),
+            proportion(member[chosen], groups[chosen]),
+            proportion(picked[mine], groups[mine]),
+            (float(member[fitted].mean()) if fitted.any() else math.nan, float(picked[fitted_members].mean())),
+            (int(chosen.sum()), int(mine.sum())),
+            self.unit,
+        )
+
+    def best(self, member: Bool[ndarray, " n"]) -> _Pick:
+        """The candidate with the best F1 on the fitted half."""
+        mine = self.matrix[np.flatnonzero(member[self.fit])]
+        size = mine.shape[0]
+        hits = np.asarray(mine.sum(axis=0))
+        single = self._f1(hits, size, self.totals)
+        order = np.argsort(-single, kind="stable")[:LEADING]
+        best = _Pick(((int(order[0]),),), float(single[order[0]]))
+        lists = [chosen for name in ("token", "before") if len(chosen := self._list(name, hits, size)) > 1]
+        first = [(int(i),) for i in order] + lists
+        # tokens that meet two conditions, for every first one and every second one: members, and all
+        both = np.vstack([(mine[:, order].T @ mine).toarray(), *(self._met_with(mine, part) for part in lists)])
+        every = np.vstack([self.together[order].toarray(), *(self._met_with(self.matrix, part) for part in lists)])
+        for part in lists:
+            f1 = self._f1(self._count(mine, part), size, self._count(self.matrix, part))
+            best = max(best, _Pick((part,), float(f1) - GAIN), key=lambda pick: pick.f1)
+        pairs = self._f1(both, size, every) - GAIN
+        for i, part in enumerate(first):
+            pairs[i, list(part)] = 0
+        i, j = np.unravel_index(int(pairs.argmax()), pairs.shape)
+        return max(best, _Pick((first[i], (int(j),)), float(pairs[i, j])), key=lambda pick: pick.f1)
+
+    def _list(self, group: str, hits: Int[ndarray, " conditions"], size: int) -> tuple[int, ...]:
+        """The tokens that together pick the members best: the purest first, as long as F1 rises."""
+        columns = self.features.group(group)
+        columns = columns[hits[columns] >= 2]
+        pure = _sure(hits[columns]) / self.totals[columns]
+        columns = columns[np.argsort(-pure, kind="stable")]
+        f1 = self._f1(np.cumsum(hits[columns]), size, np.cumsum(self.totals[columns]))
+        enough = int(f1[:LISTED].argmax()) + 1 if len(columns) else 0
+        return tuple(columns[:enough].tolist())
+
+    @staticmethod
+    def _f1(hits, size: int, picked):
+        """F1 of so many hits among those picked, for a cluster of this size, of the hits that are sure."""
+        return 2 * _sure(hits) / (size + picked)
+
+    @staticmethod
+    def _met_with(matrix, part: Sequence[int]) -> Float[ndarray, "1 conditions"]:
+        return matrix[np.flatnonzero(matrix[:, list(part)].sum(axis=1))].sum(axis=0)[None]
+
+    @staticmethod
+    def _count(matrix, part: Sequence[int]) -> int:
+        return int(matrix[:, list(part)].sum())
+
+    def _any(self, part: Sequence[int]) -> Bool[ndarray, " n"]:
+        return np.logical_or.reduce([self.features.column(i) for i in part])
+
+    def _rank(self, part: Sequence[int]) -> int:
+        return list(GROUPS).index(self.features.conditions[part[0]].group)
+
+    def _say(self, part: Sequence[int]) -> str:
+        chosen: list[Condition] = [self.features.conditions[i] for i in part]
+        if len(chosen) == 1:
+            return chosen[0].text
+        after = "after " if chosen[0].group == "before" else ""
+        return f"{after}one of {', '.join(condition.value for condition in chosen)}"

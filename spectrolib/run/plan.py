@@ -1,0 +1,242 @@
+"""The plan of a measurement: everything that it depends on, and the tasks that it falls into."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy import ndarray
+
+from ..estimator import ESTIMATORS, Estimator
+from ..model.components import FULL, check, layer_of, names
+from ..model.engine import TOKENS_PER_PASS
+from ..model.loading import LanguageModel, load_model
+from ..model.shapes import Shape
+from ..posterior import Settings
+from ..text.corpus import Document, Windows, bundled_windows, hub_documents, tokenizer_hash, windows_from_documents
+from .cost import Work
+from .profiles import Profile, get
+from .shards import Stretch, cut
+
+FORMAT = 2
+"""Version of the run folder: raised when the numbers that a plan leads to change."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a measurement depends on.
+
+    Raises:
+        ValueError: for an unknown component or estimator, windows of a wrong shape, or token ids beyond the vocabulary.
+    """
+
+    model: LanguageModel
+    sampling: Windows
+    """Windows that minibatches are drawn from."""
+    loss: Windows
+    """Fixed windows on which L(w) and L(w*) are both taken."""
+    probe: Windows
+    """Fixed windows whose every token but the first gets a susceptibility."""
+    settings: Settings
+    components: tuple[str, ...] = ()
+    """Components to measure; all of them by default. The unrestricted chain is always added."""
+    estimator: Estimator = "two_chain"
+    blocks: int = 2
+    """Consecutive blocks into which the draws of a chain are summed: two give split halves."""
+    shards: int = 1
+    """Parts of the probe text, at most, that are tasks of their own, so that a worker needs the memory of one. Each
+    repeats the chains. The result is the same to the last bit: this is no part of what identifies the plan."""
+    tokens_per_pass: int | None = None
+    """Tokens in one pass of the engine, by default what suits the device. The last bits depend on it."""
+
+    def __post_init__(self) -> None:
+        shape = self.shape
+        if not self.components:
+            object.__setattr__(self, "components", tuple(names(shape)))
+        for component in self.components:
+            check(component, shape)
+        if FULL in self.components or len(set(self.components)) < len(self.components):
+            raise ValueError("components must be named once each, without 'full': the unrestricted chain is always run")
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"unknown estimator {self.estimator!r}: it must be one of {ESTIMATORS}")
+        if not 1 <= self.blocks <= self.settings.draws:
+            raise ValueError(f"blocks must lie between 1 and the {self.settings.draws} draws, got {self.blocks}")
+        if self.shards < 1:
+            raise ValueError(f"shards must be at least 1, got {self.shards}")
+        if self.tokens_per_pass is not None and self.tokens_per_pass < 1:
+            raise ValueError(f"tokens_per_pass must be at least 1, got {self.tokens_per_pass}")
+        own = None if self.model.tokens is None else tokenizer_hash(self.model.tokens)
+        for role in ("sampling", "loss", "probe"):
+            windows = getattr(self, role)
+            highest = int(windows.ids.max())
+            if highest >= shape.vocabulary:
+                raise ValueError(
+                    f"the {role} windows hold token id {highest}, beyond the model's vocabulary of {shape.vocabulary}: "
+                    "they were made with another tokenizer"
+                )
+            if shape.longest and windows.length - 1 > shape.longest:
+                raise ValueError(
+                    f"the {role} windows hold {windows.length} tokens, and the model reads {shape.longest} at once: "
+                    f"cut windows of at most {shape.longest + 1}"
+                )
+            if own and windows.provenance.get("tokenizer") not in {None, own}:
+                raise ValueError(
+                    f"the {role} windows were made with another tokenizer than that of model {self.model.name!r}: "
+                    "cut windows from text with the model's own"
+                )
+
+    @property
+    def shape(self) -> Shape:
+        return self.model.shape
+
+    @classmethod
+    def from_profile(
+        cls, profile: str | Profile, *, model: LanguageModel | None = None, seed: int = 0, **changes
+    ) -> Plan:
+        """The plan of a profile; ``changes`` replace fields of the plan (``settings``, ``components``, ...)."""
+        profile = get(profile) if isinstance(profile, str) else profile
+        model = model or load_model(profile.model)
+        windows = {} if {"sampling", "loss", "probe"} <= changes.keys() else profile_windows(profile, model)
+        fields = windows | {"settings": replace(profile.settings, seed=seed)} | changes
+        return cls(model=model, **fields)
+
+    @property
+    def whole(self) -> list[Task]:
+        """A task for each group and chain, all of the probe text in one: the longest first, so that workers finish
+        together."""
+        work = Work.of(self)
+        together = sorted(work.groups, key=work.operations, reverse=True)
+        return [Task(group, chain) for group in together for chain in range(self.settings.chains)]
+
+    @property
+    def tasks(self) -> list[Task]:
+        """All tasks, one for each shard, the longest first."""
+        return self.left({})
+
+    def left(self, finished: Mapping[str, Sequence[Stretch | None]]) -> list[Task]:
+        """The tasks that are left where some stretches of the probe windows are done, all of them where it says None.
+
+        Args:
+            finished: by the name of the whole task.
+        """
+        found = []
+        for task in self.whole:
+            done, reached = finished.get(task.name, ()), 0
+            known = [] if None in done else [*sorted(done), (len(self.probe), len(self.probe))]
+            for first, end in known:
+                if first > reached:
+                    found += [self._part(task, stretch) for stretch in self.stretches(reached, first)]
+                reached = end
+        return found
+
+    def _part(self, task: Task, stretch: Stretch) -> Task:
+        return task if stretch == (0, len(self.probe)) else replace(task, windows=stretch)
+
+    def stretches(self, first: int = 0, end: int | None = None) -> list[Stretch]:
+        """How the probe windows from ``first`` to ``end`` are cut into shards."""
+        return cut(first, len(self.probe) if end is None else end, len(self.probe), self.rows, self.shards)
+
+    @property
+    def rows(self) -> int:
+        """Probe windows in one pass of the engine."""
+        tokens = self.tokens_per_pass or TOKENS_PER_PASS.get(self.model.device.type, TOKENS_PER_PASS["cuda"])
+        return max(1, tokens // (self.probe.length - 1))
+
+    def manifest(self) -> dict:
+        """What identifies the plan, as JSON-able values."""
+        passes = {} if self.tokens_per_pass is None else {"tokens_per_pass": self.tokens_per_pass}
+        return {
+            "format": FORMAT,
+            "model": {"name": self.model.name, "revision": self.model.revision, "hash": self.model.hash},
+            "windows": {
+                role: {
+                    "shape": list(windows.ids.shape),
+                    "hash": windows.hash,
+                    "source": windows.provenance.get("source"),
+                }
+                for role, windows in (("sampling", self.sampling), ("loss", self.loss), ("probe", self.probe))
+            },
+            "settings": {k: v.item() if isinstance(v, np.generic) else v for k, v in asdict(self.settings).items()},
+            "components": list(self.components),
+            "estimator": self.estimator,
+            "blocks": self.blocks,
+            "versions": {"spectrolib": version("spectrolib"), "torch": torch.__version__, "numpy": np.__version__},
+            "machine": {"processor": platform.machine(), "device": self.model.device.type} | passes,
+        }
+
+
+def profile_windows(profile: Profile, model: LanguageModel) -> dict[str, Windows]:
+    """The sampling, loss and probe windows of a profile, disjoint."""
+    if profile.source == "bundled":
+        pool = bundled_windows("sampling").cut(profile.length)
+        probe = bundled_windows("heldout").cut(profile.length)
+        wanted = profile.sampling_windows + profile.loss_windows
+        if wanted > len(pool) or profile.probe_windows > len(probe):
+            raise ValueError(f"profile {profile.name!r} asks for more windows than the bundled ones")
+        held = pool.take(_spread(len(pool), profile.loss_windows))
+        rest = pool.take(np.setdiff1d(np.arange(len(pool)), _spread(len(pool), profile.loss_windows)))
+        return {
+            "sampling": rest.take(_spread(len(rest), profile.sampling_windows)),
+            "loss": held,
+            "probe": probe.take(_spread(len(probe), profile.probe_windows)),
+        }
+    total = profile.sampling_windows + profile.loss_windows + profile.probe_windows
+    return text_windows(profile, model, hub_documents(profile.source, limit=2 * total), profile.source)
+
+
+def text_windows(
+    profile: Profile, model: LanguageModel, documents: Iterable[Document], source: str
+) -> dict[str, Windows]:
+    """Sampling, loss and probe windows of a profile's sizes, disjoint, cut from any documents.
+
+    Raises:
+        ValueError: if the model has no tokenizer, or the documents hold too little text.
+    """
+    sizes = {"sampling": profile.sampling_windows, "loss": profile.loss_windows, "probe": profile.probe_windows}
+    total = sum(sizes.values())
+    windows = _cut_text(profile, model, documents, total, source)
+    order = np.random.default_rng(0).permutation(total)
+    parts = np.split(order, np.cumsum(list(sizes.values()))[:-1])
+    return {role: windows.take(np.sort(part)) for role, part in zip(sizes, parts, strict=True)}
+
+
+def probe_windows(profile: Profile, model: LanguageModel, documents: Iterable[Document], source: str) -> Windows:
+    """Probe windows alone, of the profile's length and number, cut from any documents.
+
+    Raises:
+        ValueError: as `text_windows`.
+    """
+    return _cut_text(profile, model, documents, profile.probe_windows, source)
+
+
+def _cut_text(profile: Profile, model: LanguageModel, documents: Iterable[Document], count: int, source: str):
+    if model.tokens is None:
+        raise ValueError(f"model {model.name!r} has no tokenizer to cut text into windows with")
+    return windows_from_documents(documents, model.tokens, length=profile.length, count=count, seed=0, source=source)
+
+
+def _spread(available: int, wanted: int) -> Int[ndarray, " wanted"]:
+    """Indices spread evenly over what is available, so that every domain is met."""
+    return np.arange(wanted) * available // wanted
+
+
+@dataclass(frozen=True)
+class Task:
+    """Components that share a prefix, the number of a chain, and a stretch of the probe windows."""
+
+    components: tuple[str, ...]
+    chain: int
+    windows: Stretch | None = None
+    """The first and one past the last; None for all."""
+
+    @property
+    def name(self) -> str:
+        """A name fit for a file; it says which task of its plan this is."""
+        layer = layer_of(self.components[0])
+        name = f"{self.components[0] if layer is None else f'layer{layer}'}.chain{self.chain}"
+        return name if self.windows is None else f"{name}.windows{self.windows[0]}-{self.windows[1]}"

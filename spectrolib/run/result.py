@@ -1,0 +1,181 @@
+"""The labelled result of a measurement, put together from the partial sums of its tasks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from .. import estimator
+from ..estimator import ESTIMATORS, CovarianceSums, Estimator
+from ..model.components import FULL
+from ..model.engine import one_thread
+from ..model.loading import LanguageModel, engine_of
+from ..text.corpus import Windows
+from .cost import SUM_BYTES
+from .plan import Plan, Task
+from .store import RunFolder, TaskFile, joined
+
+
+def assemble(plan: Plan, run: RunFolder):
+    """The labelled result of all tasks, as an `xarray.Dataset`.
+
+    Partial sums are read a few tokens at a time, so that this needs little more memory than the result itself.
+
+    Dimensions: ``token`` (every probe token but the first of each window), ``component``, ``sampled`` (the components
+    and ``full``), ``chain``, ``draw``, ``half`` (chains of even and of odd number), ``block`` (draws so far).
+
+    Variables:
+        susceptibility: (token, component), by the plan's estimator; nats², up to a factor of each component.
+        standard_error: (token, component), its jackknife standard error over chains.
+        covariance: (token, component), Cov_C(g, d): minus the one-chain estimate. From the response of tilted chains
+            where there are any.
+        sample_covariance: (token, component), the plain one over the same draws.
+        control_covariance: (control, token, component), with g permuted over draws, and with noise in its place.
+        restricted_moment: (token, component), mean_C[d] relative to its value at w*, nats.
+        full_moment: (token,), mean_F[d] likewise.
+        rise: (sampled,), mean of g = L(w) - L(w*), nats.
+        half_susceptibility: (estimator, half, block, token, component), estimates from each half of the chains with
+            their first draws up to ``block``; only with two chains or more.
+        loss_rise, batch_loss: (sampled, chain, draw), traces of g and of the minibatch loss, nats.
+        loss: (token,), loss at w*, nats.
+    """
+    import xarray as xr
+
+    settings, names, sampled = plan.settings, list(plan.components), [*plan.components, FULL]
+    tokens, chains, halves = plan.probe.ids[:, 1:].size, range(settings.chains), settings.chains > 1
+    files = _shards(run, plan.whole)
+    shards = {name: [files[task] for task in plan.whole if name in task.components] for name in sampled}
+    table = lambda *dims, kind=np.float64: np.empty((*dims, tokens, len(names)), dtype=kind)  # noqa: E731
+    tables, full_moment = table(len(TABLES)), np.empty(tokens)
+    controls = table(len(estimator.CONTROLS), kind=np.float32)
+    half = table(len(ESTIMATORS), 2, plan.blocks, kind=np.float32) if halves else None
+    for part in _slabs(tokens, settings.chains * plan.blocks):
+        full = [_blocks(files, FULL, part) for files in shards[FULL]]
+        full_moment[part] = _pooled(full).mean_losses
+        for i, name in enumerate(names):
+            own = [_blocks(files, name, part) for files in shards[name]]
+            tables[:, part, i] = _table(plan.estimator, own, full)
+            controls[:, part, i] = _pooled(own).controls
+            if half is not None:
+                half[..., part, i] = _halves(own, full)
+    traces = {name: [files[0][1].record(name, 0, 0) for files in shards[name]] for name in sampled}
+    variables = {
+        **{name: (("token", "component"), values) for name, values in zip(TABLES, tables, strict=True)},
+        "control_covariance": (("control", "token", "component"), controls),
+        "full_moment": ("token", full_moment),
+        "rise": ("sampled", np.array([np.mean([traces[name][k].rise for k in chains]) for name in sampled])),
+        "loss": ("token", _start_losses(plan)),
+    }
+    for trace, key in (("loss_rise", "rise"), ("batch_loss", "batch_loss")):
+        values = np.array([[getattr(traces[name][k], key) for k in chains] for name in sampled])
+        variables[trace] = (("sampled", "chain", "draw"), values)
+    if half is not None:
+        variables["half_susceptibility"] = (("estimator", "half", "block", "token", "component"), half)
+    block_draws = [-(-settings.draws * (b + 1) // plan.blocks) for b in range(plan.blocks)]
+    return xr.Dataset(
+        variables,
+        coords={
+            "component": names,
+            "sampled": sampled,
+            "estimator": list(ESTIMATORS),
+            "control": list(estimator.CONTROLS),
+            "block": block_draws,
+            **_token_coordinates(plan.model, plan.probe),
+        },
+        attrs={"manifest": json.dumps(plan.manifest(), sort_keys=True), "estimator": plan.estimator},
+    )
+
+
+TABLES = ("susceptibility", "standard_error", "covariance", "sample_covariance", "restricted_moment")
+
+
+SLAB_BYTES = 32 * 2**20
+"""Partial sums that `assemble` holds at once, of one component and of the whole model."""
+
+
+Blocks = list[tuple[CovarianceSums, ...]]
+"""The sums of each chain, block by block."""
+
+
+def _slabs(tokens: int, parts: int) -> list[slice]:
+    """Stretches of the tokens, of which so many partial sums of two components can be held."""
+    count = -(-tokens * 2 * parts * SUM_BYTES // SLAB_BYTES)
+    ends = [tokens * i // count for i in range(count + 1)]
+    return [slice(*ends) for ends in pairwise(ends)]
+
+
+def _shards(run: RunFolder, tasks: list[Task]) -> dict[Task, list[tuple[int, TaskFile]]]:
+    """The files of the shards of each task, and the first token of each."""
+    finished, found = run.finished(), {}
+    for task in tasks:
+        stretches = sorted(finished[task.name], key=lambda stretch: stretch or (0, 0))
+        files = [TaskFile(run.task_file(replace(task, windows=stretch).name)) for stretch in stretches]
+        starts = np.cumsum([0, *(file.tokens for file in files[:-1])]).tolist()
+        found[task] = list(zip(starts, files, strict=True))
+    return found
+
+
+def _blocks(files: list[tuple[int, TaskFile]], name: str, part: slice) -> tuple[CovarianceSums, ...]:
+    """The sums of one chain over some of the tokens, from the shards that hold them."""
+    records = [
+        file.record(name, max(part.start - first, 0), part.stop - first).sums
+        for first, file in files
+        if first < part.stop and part.start < first + file.tokens
+    ]
+    return records[0] if len(records) == 1 else tuple(map(joined, zip(*records, strict=True)))
+
+
+def _pooled(chains: Blocks, blocks: int | None = None) -> CovarianceSums:
+    """All chains together, with their first blocks of draws."""
+    return estimator.merge_all(estimator.merge_all(own[:blocks]) for own in chains)
+
+
+def _table(kind: Estimator, own: Blocks, full: Blocks) -> list[Float[ndarray, " token"]]:
+    """What `TABLES` names."""
+    chains, whole = [_pooled([sums]) for sums in own], [_pooled([sums]) for sums in full]
+    terms = estimator.terms(estimator.merge_all(chains), estimator.merge_all(whole))
+    return [
+        estimator.susceptibility(kind, chains, whole),
+        estimator.standard_error(kind, chains, whole),
+        terms.covariance,
+        estimator.merge_all(chains).sample_covariance(),
+        terms.restricted,
+    ]
+
+
+def _halves(own: Blocks, full: Blocks) -> Float[ndarray, "estimator half block token"]:
+    """Estimates from the chains of even and of odd number, with their first blocks of draws."""
+
+    def estimate(kind: Estimator, half: int, blocks: int) -> ndarray:
+        return estimator.susceptibility(kind, *([_pooled([sums], blocks) for sums in c[half::2]] for c in (own, full)))
+
+    counts = range(1, len(own[0]) + 1)
+    return np.array([[[estimate(kind, half, b) for b in counts] for half in (0, 1)] for kind in ESTIMATORS])
+
+
+def _start_losses(plan: Plan) -> Float[ndarray, " token"]:
+    with one_thread():
+        engine = engine_of(plan.model)
+        engine.tokens_per_pass = plan.tokens_per_pass or engine.tokens_per_pass
+        return engine.losses(plan.probe).flatten().cpu().numpy()
+
+
+def _token_coordinates(model: LanguageModel, probe: Windows) -> dict[str, tuple[str, ndarray]]:
+    windows, length = probe.ids.shape
+    predicted = probe.ids[:, 1:]
+    text = {int(i): model.tokens.decode([int(i)]) if model.tokens else str(i) for i in np.unique(predicted)}
+    repeat = lambda values: np.repeat(values, length - 1)  # noqa: E731
+    return {
+        "sequence": ("token", repeat(np.arange(windows))),
+        "position": ("token", np.tile(np.arange(1, length), windows)),
+        "token_id": ("token", predicted.flatten()),
+        "first_token": ("token", repeat(probe.ids[:, 0])),  # of the token's window: nothing predicts it
+        "text": ("token", np.array([text[int(i)] for i in predicted.flatten()], dtype=object)),
+        "domain": ("token", repeat(np.asarray(probe.domain, dtype=object))),
+        "document": ("token", repeat(np.asarray(probe.document, dtype=object))),
+    }

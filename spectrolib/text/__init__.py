@@ -1,0 +1,1 @@
+"""Documents, token windows, and what can be said of a token from its text alone."""

@@ -1,0 +1,201 @@
+"""Components: 32 for a 6x4 model, disjoint, heads partitioning the attention matrices."""
+
+import re
+
+import pytest
+import torch
+from conftest import random_gpt_neox
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spectrolib.model.components import blocks, check, components, gather, replace, split
+from spectrolib.model.loading import engine_of
+from spectrolib.model.shapes import Shape
+
+CONFIG = {
+    "model_type": "gpt_neox",
+    "vocab_size": 53,
+    "hidden_size": 30,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 44,
+    "hidden_act": "gelu",
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_gpt_neox):
+    return engine_of(tiny_gpt_neox)
+
+
+def ownership(engine, names):
+    """How many of the components ``names`` hold each element of each parameter."""
+    counts = {name: torch.zeros(tensor.shape, dtype=torch.int64) for name, tensor in engine.weights.items()}
+    for name in names:
+        for block in blocks(name, engine.shape):
+            block.of(counts).add_(1)
+    return counts
+
+
+@pytest.mark.parametrize("width, mlp, vocabulary", [(128, 512, 50304), (128, 512, 4096), (24, 7, 11)])
+def test_a_6_by_4_model_has_32_components(width, mlp, vocabulary):
+    config = {**CONFIG, "num_hidden_layers": 6, "num_attention_heads": 4}
+    config |= {"hidden_size": width, "intermediate_size": mlp, "vocab_size": vocabulary}
+    names = components(config)
+    assert len(names) == len(set(names)) == 32
+    assert names[:5] == ["l0h0", "l0h1", "l0h2", "l0h3", "l1h0"]
+    assert names[24:] == ["l0 mlp", "l1 mlp", "l2 mlp", "l3 mlp", "l4 mlp", "l5 mlp", "embed", "unembed"]
+
+
+@pytest.mark.parametrize(
+    "layers, heads, count",
+    [(6, 4, 32), (6, 8, 56), (12, 12, 158), (24, 16, 410), (16, 8, 146)],
+    ids=["14M", "31M and 70M", "160M", "410M and 1.4B", "1B"],
+)
+def test_component_counts_of_the_pythia_models(layers, heads, count):
+    config = {**CONFIG, "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 8 * heads}
+    assert len(components(config)) == count
+
+
+def test_names_come_from_models_configs_and_shapes_alike(tiny_gpt_neox, tiny_model, engine):
+    expected = components(engine.shape)
+    assert components(tiny_model) == expected
+    assert components(tiny_gpt_neox) == expected
+    assert components(tiny_gpt_neox.config.to_dict()) == expected
+
+
+def test_heads_partition_the_attention_matrices(engine):
+    """Every element of the fused QKV matrix, its bias and the output matrix is in exactly one head."""
+    heads = [name for name in components(engine.shape) if re.fullmatch(r"l\d+h\d+", name)]
+    counts = ownership(engine, heads)
+    for layer in range(engine.shape.layers):
+        for part in ("query_key_value.weight", "query_key_value.bias", "dense.weight"):
+            assert (counts.pop(f"gpt_neox.layers.{layer}.attention.{part}") == 1).all()
+    assert all((count == 0).all() for count in counts.values())
+
+
+def test_components_are_disjoint_and_say_what_belongs_to_none(engine):
+    counts = ownership(engine, components(engine.shape))
+    assert max(int(count.max()) for count in counts.values()) == 1
+    none = sorted(name for name, count in counts.items() if (count == 0).all())
+    mixed = [name for name, count in counts.items() if 0 < int(count.sum()) < count.numel()]
+    print("parameters that belong to no component:", *none, sep="\n  ")
+    expected = ["gpt_neox.final_layer_norm.bias", "gpt_neox.final_layer_norm.weight"]
+    for layer in range(engine.shape.layers):
+        names = ("input_layernorm.weight", "input_layernorm.bias", "attention.dense.bias")
+        names += ("post_attention_layernorm.weight", "post_attention_layernorm.bias")
+        expected += [f"gpt_neox.layers.{layer}.{name}" for name in names]
+    assert none == sorted(expected)
+    assert mixed == []
+
+
+def test_a_head_holds_its_own_query_key_value_and_output(tiny_gpt_neox, engine):
+    """The rows of the fused matrix, viewed as (heads, 3, head_dim), at h; the columns of the output matrix at h."""
+    shape, weights = engine.shape, engine.weights
+    qkv, bias, out = blocks("l1h2", shape)
+    attention = tiny_gpt_neox.gpt_neox.layers[1].attention
+    fused = attention.query_key_value.weight.view(shape.heads, 3, shape.head_dim, shape.width)
+    torch.testing.assert_close(qkv.of(weights).view(3, shape.head_dim, shape.width), fused[2], rtol=0, atol=0)
+    fused_bias = attention.query_key_value.bias.view(shape.heads, 3, shape.head_dim)
+    torch.testing.assert_close(bias.of(weights).view(3, shape.head_dim), fused_bias[2], rtol=0, atol=0)
+    torch.testing.assert_close(out.of(weights), attention.dense.weight[:, 20:30], rtol=0, atol=0)
+
+
+def test_blocks_are_the_masks_of_the_authors_library(tiny_gpt_neox, engine):
+    """Heads, MLPs and the embedding; devinterp 2.0.1 does not find the unembedding under transformers 5's name."""
+    masks_of = pytest.importorskip("devinterp.slt.weight_restrictions").create_param_masks
+    for name in components(engine.shape):
+        if name == "unembed":
+            continue
+        theirs = {key: torch.zeros(p.shape, dtype=torch.bool) for key, p in tiny_gpt_neox.named_parameters()}
+        for key, mask in masks_of(tiny_gpt_neox, name).items():
+            theirs[key] |= torch.ones_like(theirs[key]) if mask is None else mask.bool()
+        ours = ownership(engine, [name])
+        for key, mask in theirs.items():
+            assert torch.equal(ours[key.replace("lm_head", "embed_out")] == 1, mask), (name, key)
+
+
+def test_zeroing_a_head_removes_exactly_its_output():
+    """Without its columns of the output matrix, a head is as good as absent: the blocks are what the head does."""
+    model = random_gpt_neox()
+    engine = engine_of(model)
+    ids = torch.arange(12).view(1, 12)
+    *_, out = blocks("l0h1", engine.shape)
+    seen = {}
+
+    def remember(module, inputs):
+        seen["context"] = inputs[0].clone()
+        inputs[0][..., 10:20] = 0
+
+    hook = model.gpt_neox.layers[0].attention.dense.register_forward_pre_hook(remember)
+    with torch.no_grad():
+        silenced = model(ids).logits
+        hook.remove()
+        out.of(dict(model.named_parameters())).zero_()
+        torch.testing.assert_close(model(ids).logits, silenced)
+    assert seen["context"][..., 10:20].abs().max() > 0.1
+
+
+def test_replace_changes_the_component_alone(engine):
+    for name in components(engine.shape):
+        owned = blocks(name, engine.shape)
+        flat = gather(engine.weights, owned)
+        moved = replace(engine.weights, owned, flat + 1)
+        torch.testing.assert_close(gather(moved, owned), flat + 1, rtol=0, atol=0)
+        changed = sum(int((moved[key] != tensor).sum()) for key, tensor in engine.weights.items())
+        assert changed == flat.numel()
+        torch.testing.assert_close(gather(engine.weights, owned), flat, rtol=0, atol=0)  # the original stays
+
+
+def test_full_is_every_parameter(engine):
+    owned = blocks("full", engine.shape, tuple(engine.weights))
+    assert sorted(block.parameter for block in owned) == sorted(engine.weights)
+    assert gather(engine.weights, owned).numel() == sum(t.numel() for t in engine.weights.values())
+
+
+def test_split_keeps_the_graph(engine):
+    owned = blocks("l0 mlp", engine.shape)
+    flat = gather(engine.weights, owned).requires_grad_()
+    pieces = split(flat, [block.of(engine.weights).shape for block in owned])
+    sum((i + 1) * piece.sum() for i, piece in enumerate(pieces)).backward()
+    expected = torch.cat([torch.full((piece.numel(),), i + 1.0) for i, piece in enumerate(pieces)])
+    torch.testing.assert_close(flat.grad, expected, rtol=0, atol=0)
+
+
+@given(st.text(max_size=8))
+def test_unknown_components_are_refused(name):
+    shape = Shape.from_config(CONFIG)
+    known = {*components(shape), "full"}
+    if name in known:
+        check(name, shape)
+    else:
+        with pytest.raises(ValueError, match="unknown component"):
+            check(name, shape)
+
+
+@pytest.mark.parametrize("name", ["l2h0", "l0h3", "l2 mlp", "L0H0", "l0mlp", "l00h0", "embed ", "", "l-1h0"])
+def test_near_misses_are_refused_with_what_there_is(name):
+    with pytest.raises(ValueError, match=r"unknown component .* l0h0 to l1h2, MLPs 'l0 mlp' to 'l1 mlp'"):
+        check(name, Shape.from_config(CONFIG))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "bloom"}, "model family 'bloom' is not supported: .*'gpt_neox' .*'qwen3'"),
+        ({"model_type": "gpt2"}, "the configuration of a 'gpt2' lacks 'n_layer'"),
+        ({"attention_bias": False}, "attention_bias is false"),
+        ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rotary embedding of type 'linear'"),
+    ],
+)
+def test_models_the_engine_cannot_run_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        components({**CONFIG, **change})
+
+
+def test_configs_of_transformers_4_and_5_mean_the_same():
+    old = {**CONFIG, "rotary_pct": 0.5, "rotary_emb_base": 5000}
+    new = {**CONFIG, "rope_parameters": {"rope_theta": 5000, "partial_rotary_factor": 0.5, "rope_type": "default"}}
+    assert Shape.from_config(old) == Shape.from_config(new)
+    assert Shape.from_config(old).rotary == 5

@@ -1,0 +1,218 @@
+"""Cards of planted clusters; partitions to compare with; cards on disk."""
+
+import dataclasses
+import json
+import math
+
+import cardmaking
+import numpy as np
+import pytest
+
+from spectrolib import clustering
+from spectrolib.estimator import standardise
+from spectrolib.reading import cards
+from spectrolib.reading.conditions import describe
+from spectrolib.text.runningtext import running_text
+
+
+def clusters(labels) -> clustering.Clustering:
+    sizes = np.bincount(labels[labels >= 0])
+    some, why = np.arange(len(sizes)), np.where(labels >= 0, "cluster", "main body")
+    return clustering.Clustering(labels, np.linspace(0.1, 0.2, len(sizes)), some, sizes, some, why, len(sizes))
+
+
+@pytest.fixture(scope="module")
+def result():
+    return cardmaking.random_result(halves=True)
+
+
+@pytest.fixture(scope="module")
+def labels(result):
+    """0: every ' the' but some, 1: ' cat', 2: noise, 3: one window's."""
+    words = result["text"].values
+    rng = np.random.default_rng(99)  # not the seed that drew the words
+    found = np.full(len(words), -1)
+    found[words == " the"] = 0
+    found[rng.random(len(words)) < 0.2] = -1
+    found[words == " cat"] = 1
+    free = np.flatnonzero(found < 0)
+    found[rng.choice(free, 40, replace=False)] = 2
+    found[(result["sequence"].values == 5) & (found < 0)] = 3
+    return found
+
+
+@pytest.fixture(scope="module")
+def made(result, labels):
+    return cards.cards(result, clusters(labels), examples=7)
+
+
+def test_a_card_says_what_the_cluster_is(result, labels, made):
+    assert [card.cluster for card in made] == [0, 1, 2, 3]
+    vectors = standardise(result["susceptibility"].values)
+    for card in made:
+        rows = np.flatnonzero(labels == card.cluster)
+        words = result["text"].values[rows]
+        assert card.size == len(rows)
+        assert card.documents == len(set(result["document"].values[rows]))
+        assert sum(count for _, count in card.tokens) <= card.size
+        assert card.tokens[0][1] == max((words == word).sum() for word in set(words))
+        assert card.conductance == pytest.approx(clusters(labels).conductance[card.cluster])
+        mean = vectors[rows].mean(axis=0)
+        strongest = card.responses[0]
+        column = cardmaking.COMPONENTS.index(strongest.component)
+        assert column == np.abs(mean).argmax() and strongest.mean == pytest.approx(mean[column])
+        assert strongest.agree == pytest.approx((np.sign(vectors[rows, column]) == np.sign(mean[column])).mean())
+        centres = [vectors[labels == c].mean(axis=0) for c in range(4)]
+        distances = {c: np.linalg.norm(centres[c] - centres[card.cluster]) for c in range(4) if c != card.cluster}
+        assert dict(card.nearest) == pytest.approx(distances)
+        assert [n.cluster for n in card.nearest] == sorted(distances, key=distances.get)
+        assert 0.9 < card.reliability <= 1
+        assert len(card.examples) == 7 and len({e.row for e in card.examples}) == 7
+        windows = result["sequence"].values[[e.row for e in card.examples]]
+        assert len(set(windows)) == min(7, len(set(result["sequence"].values[rows])))
+        for e in card.examples:
+            assert labels[e.row] == card.cluster and e.token == result["text"].values[e.row]
+            at = result.isel(token=e.row)
+            assert (e.domain, e.document, e.position) == (
+                str(at.domain.item()),
+                str(at.document.item()),
+                at.position.item(),
+            )
+
+
+def test_labels_are_confident_rules_or_say_so(made):
+    assert [card.label for card in made[:2]] == ["' the'", "' cat'"]
+    assert all(card.rule.confident for card in made[:2])
+    assert made[0].family == "grammar" and made[0].family_share == 1
+    assert not made[2].rule.confident and made[2].label.startswith("no confident rule; often: ")
+    assert made[3].rule is None and made[3].documents == 1 and made[3].label.startswith("no confident rule; often: ")
+    assert made[2].family == cards.MIXED or made[2].family_share >= 0.5
+
+
+def test_the_same_seed_gives_the_same_cards(result, labels, made):
+    again = cards.cards(result, clusters(labels), examples=7)
+    assert [card.examples for card in again] == [card.examples for card in made]
+    other = cards.cards(result, clusters(labels), examples=7, seed=1)
+    assert [card.examples for card in other] != [card.examples for card in made]
+
+
+def test_other_inputs_are_refused(result, labels):
+    features, vectors = describe(running_text(result)), result["susceptibility"].values
+    with pytest.raises(ValueError, match="the clusters are of 100 tokens, the result has 4,800: cluster it again"):
+        cards.cards(result, clusters(labels[:100]))
+    with pytest.raises(ValueError, match=r"vectors must be 4800 tokens x 4 components, got \(4800, 3\)"):
+        cards.for_labels(features, labels, vectors[:, :3], cardmaking.COMPONENTS)
+    with pytest.raises(ValueError, match="without a gap: 1 is empty"):
+        cards.for_labels(features, np.where(labels == 1, -1, labels), vectors, cardmaking.COMPONENTS)
+    assert cards.for_labels(features, labels * 0 - 1, vectors, cardmaking.COMPONENTS) == []
+
+
+# On disk -------------------------------------------------------------------------------------------------------------
+
+
+def same(a, b) -> bool:
+    """Equal, NaN with NaN."""
+    return repr(a) == repr(b)
+
+
+def test_round_trip_with_everything_unknown(made, tmp_path):
+    unknown = cards.Estimate(math.nan, 0.0, math.inf)
+    rule = dataclasses.replace(made[0].rule, precision=unknown, fitted=(math.nan, 0.5))
+    named = cards.Name('a "name"', "model", cards.Estimate(0.8, 0.6, 0.9))
+    odd = dataclasses.replace(
+        made[0], rule=rule, name=named, conductance=None, reliability=None, label="\u202e</script>"
+    )
+    kept = [odd, *made[1:]]
+    file = cards.save_cards(kept, tmp_path, {"seed": 3})
+    assert same(cards.open_cards(tmp_path), kept)
+    content = json.loads(file.read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert content["about"] == {"seed": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["cards.json"]
+    assert cards.open_cards(cards.save_cards([], tmp_path).parent) == []
+
+
+def test_half_a_surrogate_pair_does_not_stop_it(made, tmp_path):
+    cards.save_cards([dataclasses.replace(made[0], label="a\ud800b")], tmp_path)
+    assert cards.open_cards(tmp_path)[0].label == "a?b"
+
+
+def without(content, name):
+    del content["cards"][0][name]
+
+
+def shorter(content, name):
+    content["cards"][0][name][0] = content["cards"][0][name][0][:3]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.update(format=99),
+        lambda content: without(content, "label"),
+        lambda content: without(content, "rule"),
+        lambda content: shorter(content, "shared"),
+        lambda content: shorter(content, "examples"),
+        lambda content: content.update(cards=[3]),
+        lambda content: content.update(cards={"a": 1}),
+    ],
+)
+def test_damaged_files_are_named(made, tmp_path, damage):
+    file = cards.save_cards(made, tmp_path)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    damage(content)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"cards\.json is damaged \(.*run `spectro cards .*` again"):
+        cards.open_cards(tmp_path)
+    file.write_text(json.dumps(content)[:-9])
+    with pytest.raises(ValueError, match=r"cards\.json is damaged"):
+        cards.open_cards(tmp_path)
+
+
+def test_no_cards_and_no_folder(tmp_path, made):
+    with pytest.raises(ValueError, match=r"holds no cards \(no cards\.json\): run `spectro cards "):
+        cards.open_cards(tmp_path)
+    with pytest.raises(ValueError, match="cannot be written: No such file or directory"):
+        cards.save_cards(made, tmp_path / "nowhere")
+
+
+# Partitions ----------------------------------------------------------------------------------------------------------
+
+
+def test_kmeans_finds_what_was_planted():
+    truth = np.repeat([0, 1, 2, -1], [50, 30, 20, 10])
+    vectors = np.eye(4)[truth] * 10 + np.random.default_rng(0).normal(size=(110, 4))
+    found = cards.kmeans_labels(vectors, 3, where=truth >= 0, seed=1)
+    np.testing.assert_array_equal(found, truth)
+    assert np.bincount(cards.kmeans_labels(vectors, 4)).tolist() == sorted([50, 30, 20, 10], reverse=True)
+
+
+def test_token_labels(result):
+    text = running_text(result)
+    found = cards.token_labels(text, 5)
+    words = result["text"].values
+    names, counts = np.unique(words, return_counts=True)
+    for cluster, name in enumerate(names[np.argsort(-counts)[:5]]):
+        np.testing.assert_array_equal(found == cluster, words == name)
+    every = cards.token_labels(text, 100, min_size=50)
+    assert every.max() + 1 == (counts >= 50).sum()
+
+
+def test_rule_table_and_summary(result, labels, made):
+    features = describe(running_text(result))
+    table = cards.rule_table({"planted": labels, "token": cards.token_labels(features.text, 3)}, features)
+    mine = table[table.partition == "planted"]
+    for card, (_, row) in zip(made, mine.iterrows(), strict=True):
+        assert row["size"] == card.size and row.confident == bool(card.rule and card.rule.confident)
+        if card.rule:
+            assert (row.precision, row.recall_low, row.rule) == (
+                card.rule.precision.value,
+                card.rule.recall.low,
+                card.rule.text,
+            )
+        else:
+            assert math.isnan(row.precision) and row.f1 == 0 and row.rule == ""
+    summary = cards.rule_summary(table)
+    assert summary["planted"]["clusters"] == 4
+    assert summary["planted"]["confident"] == cards.rules.wilson(0.5, 4)
+    assert summary["token"]["precision"] == [1, 1, 1] and summary["token"]["confident"].value == 1
+    assert summary["planted"]["f1"][1] == pytest.approx(np.median(mine.f1))

@@ -1,0 +1,222 @@
+"""What is on disk: run folders, tasks, results."""
+
+import json
+import os
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+from measuring import files
+
+from spectrolib.estimator import CovarianceSums
+from spectrolib.run.store import ComponentRecord, RunFolder, open_packed, open_result, pack, read_manifest
+
+MANIFEST = {"settings": {"gamma": 300.0, "draws": 8}, "components": ["l0h0"]}
+HOSTILE = [
+    "",
+    " ",
+    "\n",
+    "\x00",
+    "a\x00",
+    "�",
+    "é",
+    "日本語",
+    "😀",
+    "\u2028",
+    "</script>",
+    "{{x}}",
+    "\\",
+    "nan",
+    "x" * 500,
+]
+
+
+def record(seed: int, tokens: int = 5, blocks: int = 2) -> ComponentRecord:
+    rng = np.random.default_rng(seed)
+    sums = [CovarianceSums(tokens) for _ in range(blocks)]
+    for part in sums:
+        for _ in range(4):
+            part.update(rng.standard_normal(), rng.standard_normal(tokens))
+    return ComponentRecord(tuple(sums), rng.standard_normal(8), np.full(8, np.nan))
+
+
+def result(seed: int = 0) -> xr.Dataset:
+    rng, tokens = np.random.default_rng(seed), len(HOSTILE)
+    halves = rng.standard_normal((2, 2, 3, tokens, 2)).astype(np.float32)
+    return xr.Dataset(
+        {
+            "susceptibility": (("token", "component"), rng.standard_normal((tokens, 2))),
+            "half_susceptibility": (("estimator", "half", "block", "token", "component"), halves),
+        },
+        coords={
+            "component": ["l0h0", "l0 mlp"],
+            "estimator": ["two_chain", "one_chain"],
+            "block": [10, 20, 30],
+            "token_id": ("token", np.arange(tokens, dtype=np.int32)),
+            "text": ("token", np.array(HOSTILE, dtype=object)),
+        },
+        attrs={"manifest": json.dumps(MANIFEST), "estimator": "two_chain"},
+    )
+
+
+def test_a_task_comes_back_exactly(tmp_path):
+    run = RunFolder(tmp_path / "run", MANIFEST)
+    stored = {"l0h0": record(0), "l0 mlp": record(1)}
+    assert not run.has("layer0.chain0")
+    run.save_task("layer0.chain0", stored)
+    assert run.has("layer0.chain0")
+    loaded = run.load_task("layer0.chain0")
+    assert list(loaded) == list(stored)
+    for name in stored:
+        np.testing.assert_array_equal(loaded[name].rise, stored[name].rise)
+        np.testing.assert_array_equal(loaded[name].batch_loss, stored[name].batch_loss)
+        assert len(loaded[name].sums) == 2
+        for mine, theirs in zip(loaded[name].sums, stored[name].sums, strict=True):
+            for key, value in theirs.to_arrays().items():
+                np.testing.assert_array_equal(mine.to_arrays()[key], value)
+
+
+def test_the_same_task_gives_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        RunFolder(tmp_path / name, MANIFEST).save_task("embed.chain0", {"embed": record(0)})
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_task_under_way_is_not_there(tmp_path, monkeypatch):
+    """What is written first bears another name, so a killed run leaves no half file that counts."""
+    run = RunFolder(tmp_path / "run", MANIFEST)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.save_task("embed.chain0", {"embed": record(0)})
+    assert not run.has("embed.chain0")
+    monkeypatch.undo()
+    run.save_task("embed.chain0", {"embed": record(0)})
+    assert [file.name for file in (tmp_path / "run" / "tasks").iterdir()] == ["embed.chain0.npz"]
+
+
+@pytest.mark.parametrize("bytes_left", [0, 30, 0.5, 0.999])
+def test_a_truncated_task_is_named(tmp_path, bytes_left):
+    run = RunFolder(tmp_path / "run", MANIFEST)
+    run.save_task("embed.chain0", {"embed": record(0)})
+    file = run.task_file("embed.chain0")
+    data = file.read_bytes()
+    file.write_bytes(data[: bytes_left if isinstance(bytes_left, int) else int(len(data) * bytes_left)])
+    with pytest.raises(ValueError, match=r"embed.chain0.npz is damaged .*: delete it"):
+        run.load_task("embed.chain0")
+
+
+# The folder
+
+
+def test_a_folder_belongs_to_its_plan(tmp_path):
+    RunFolder(tmp_path / "run", MANIFEST)
+    RunFolder(tmp_path / "run", MANIFEST)
+    other = {"settings": {"gamma": 30.0, "draws": 8}, "components": ["l0h0"], "seed": 1}
+    with pytest.raises(
+        ValueError, match=r"another plan \(seed: there null, here 1; settings.gamma: there 300.0, here 30"
+    ):
+        RunFolder(tmp_path / "run", other)
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"is not a run folder and not empty \(it holds thesis.tex\)"):
+        RunFolder(tmp_path, MANIFEST)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_whose_making_was_interrupted_is_taken_up(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "manifest.part").write_text("{")
+    RunFolder(tmp_path, MANIFEST)
+    assert read_manifest(tmp_path) == MANIFEST
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            RunFolder(path, MANIFEST)
+
+
+def test_a_folder_that_has_become_unwritable_is_refused_before_any_work(tmp_path):
+    RunFolder(tmp_path / "run", MANIFEST)
+    shutil.rmtree(tmp_path / "run" / "tasks")
+    (tmp_path / "run" / "tasks").write_text("a file in the place of the folder")
+    with pytest.raises(ValueError, match="cannot be written"):
+        RunFolder(tmp_path / "run", MANIFEST)
+
+
+def test_manifests_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"is not a run folder: it has no manifest.json"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"settings": ')
+    with pytest.raises(ValueError, match=r"manifest.json is damaged: it is not JSON"):
+        read_manifest(tmp_path)
+    with pytest.raises(ValueError, match=r"is not a run folder"):
+        read_manifest(tmp_path / "manifest.json")
+
+
+# Results
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path / "run", MANIFEST)
+
+
+def test_a_result_comes_back_exactly_whatever_its_tokens_are(run):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.save_result(result())
+        loaded = open_result(run.path)
+    xr.testing.assert_identical(loaded, result())
+    assert loaded["text"].values.tolist() == HOSTILE
+    assert all(type(text) is str for text in loaded["text"].values)
+    assert loaded["susceptibility"].dtype == np.float64
+    assert loaded["component"].values.tolist() == ["l0h0", "l0 mlp"]
+    assert loaded.sel(component="l0 mlp")["susceptibility"].shape == (len(HOSTILE),)
+
+
+def test_the_same_result_gives_the_same_bytes_and_replaces_an_earlier_one(run):
+    run.save_result(result())
+    first = files(run.result_path)
+    run.save_result(result(seed=1))
+    assert files(run.result_path) != first
+    run.save_result(result())
+    assert files(run.result_path) == first
+
+
+def test_an_interrupted_result_is_written_again(run):
+    leftover = run.path / "result.part.zarr"
+    leftover.mkdir()
+    (leftover / "zarr.json").write_text("{")
+    with pytest.raises(ValueError, match="holds no finished measurement"):
+        open_result(run.path)
+    run.save_result(result())
+    assert not leftover.exists()
+    xr.testing.assert_identical(open_result(run.path), result())
+
+
+def test_a_packed_result_is_one_small_file(run, tmp_path):
+    path, again = pack(result(), tmp_path / "small.zarr.zip"), pack(result(), tmp_path / "again.zarr.zip")
+    assert {file for file in tmp_path.iterdir() if file.is_file()} == {path, again}
+    assert path.read_bytes() == again.read_bytes()
+    packed = open_packed(path)
+    assert packed["block"].values.tolist() == [30]
+    assert packed["susceptibility"].dtype == np.float32
+    for name in ("susceptibility", "half_susceptibility"):
+        truth = result()[name] if name == "susceptibility" else result()[name][:, :, -1:]
+        largest = abs(truth).max([dim for dim in truth.dims if dim != "component"])
+        assert (abs(packed[name] - truth) <= 2**-11 * abs(truth) + 3.1e-8 * largest).all(), name
+        assert packed[name].dims == truth.dims and packed[name].attrs == {}
+    assert packed["text"].values.tolist() == HOSTILE
+    assert packed.attrs == result().attrs
+    with pytest.raises(ValueError, match=r"no packed measurement at .*absent.zip"):
+        open_packed(tmp_path / "absent.zip")

@@ -1,0 +1,150 @@
+"""Text put together again: characters in pieces, gaps, names, classes and families of tokens."""
+
+import dataclasses
+
+import cardmaking
+import numpy as np
+import pytest
+from spectrobook import shipped
+
+from spectrolib.text.runningtext import FAMILIES, running_text, token_bytes, token_class
+
+TEXT = "naïve «Ж» 𝒳 = 'привет'\n    return 数\t<b>\r\n"
+
+
+@pytest.fixture(scope="module")
+def cut():
+    """A result of one window by the bundled tokenizer, whose text has "�" for a part of a character."""
+    tokenizer = shipped.tokenizer()
+    ids = tokenizer.encode(TEXT, add_special_tokens=False).ids
+    result = cardmaking.result([[tokenizer.decode([i], False) for i in ids]])
+    return result.assign_coords(token_id=("token", np.array(ids)))
+
+
+def test_bytes_of_tokens_are_those_of_the_text(cut):
+    ids = cut["token_id"].values
+    pieces = token_bytes(shipped.tokenizer(), ids)
+    assert b"".join(pieces[i] for i in ids.tolist()) == TEXT.encode()
+    assert any("�" in text for text in cut["text"].values)
+    with pytest.raises(ValueError, match="token 99999 is not in this tokenizer's vocabulary"):
+        token_bytes(shipped.tokenizer(), np.array([99999]))
+
+
+def test_a_part_of_a_character_is_shown_as_the_whole_one(cut):
+    text = running_text(cut, shipped.tokenizer())
+    offset, parts = 0, 0
+    for row, piece in enumerate(text.pieces):
+        before, token, after = text.context(row, before=1000, after=1000)
+        assert before + token + after == TEXT
+        assert piece in token.encode()
+        begin = len(before.encode())
+        assert begin <= offset < begin + len(token.encode())
+        parts += len(token.encode()) > len(piece)
+        offset += len(piece)
+    assert parts > 4
+    assert "�" in "".join(running_text(cut).context(3, 1000, 1000))
+    assert text.context(5, 3, 2)[0] == text.context(5, 1000, 0)[0][-3:] and text.context(5, 0, 0)[::2] == ("", "")
+
+
+def test_another_tokenizer_is_noticed(cut):
+    other = cut.assign_coords(token_id=("token", np.roll(cut["token_id"].values, 1)))
+    with pytest.raises(ValueError, match="the tokenizer is not the measured model's: it reads"):
+        running_text(other, shipped.tokenizer())
+    with pytest.raises(ValueError, match="no coordinate token_id, document: it names no tokens"):
+        running_text(cut.drop_vars(["token_id", "document"]))
+
+
+def test_rows_in_any_order_and_with_gaps():
+    result = cardmaking.result([["a", "b", "c", "d", "e"], ["x", "y"]])
+    rows = np.array([6, 0, 1, 5, 4, 3])  # without "c"
+    text = running_text(result.isel(token=rows))
+    passages = sorted("".join(text.pieces[r].decode() for r in rows) for rows in text.passages)
+    assert passages == ["ab", "de", "xy"]
+    words = [piece.decode() for piece in text.pieces]
+    before = {word: words[i] if i >= 0 else None for word, i in zip(words, text.previous.tolist(), strict=True)}
+    assert before == {"a": None, "b": "a", "d": None, "e": "d", "x": None, "y": "x"}
+    assert text.context(words.index("e")) == ("d", "e", "")
+
+
+def test_names_of_tokens():
+    long = "=" * 40
+    words = [" the", "\n", "\n       ", "    ", "\t", "'", long, long + "-", "é"]
+    text = running_text(cardmaking.result([words]))
+    cut_short = repr(long[:23] + "…")
+    names = [text.names[i] for i in text.token_id.tolist()]
+    numbers = text.token_id[6:8]
+    shown = [f"{cut_short} (token {i})" for i in numbers]
+    assert names == ["' the'", r"'\n'", "newline and 7 spaces", "4 spaces", r"'\t'", '"\'"', *shown, "'é'"]
+    part = dataclasses.replace(text, pieces=(b"\xd0\xb4\xe4", *text.pieces[1:]))
+    assert part.names[int(text.token_id[0])] == "bytes d0 b4 e4"
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "line_start", "expected"),
+    [
+        (" the", "a", False, "word after space"),
+        ("the", "a", False, "word continuation"),
+        ("the", "(", False, "word without space"),
+        ("12", "", False, "number"),
+        ("x2_", "", False, "mixed word"),
+        ("_", "", False, "underscore"),
+        ("\n\n", "", False, "blank line"),
+        ("\n    ", "", False, "newline with indentation"),
+        ("    ", "\n", True, "indentation"),
+        ("    ", "a", False, "spaces"),
+        (" (", "", False, "opening bracket"),
+        ("),", "", False, "mixed symbols"),
+        (".\n", "", False, "symbols and newline"),
+        ("==", "", False, "operator"),
+        ("я", "", False, "letter beyond ASCII"),
+        ("→", "", False, "symbol beyond ASCII"),
+        ("�", "", False, "part of a character"),
+        ("\x00", "", False, "control character"),
+    ],
+)
+def test_classes(text, before, line_start, expected):
+    assert token_class(text, before, line_start) == expected
+
+
+@pytest.mark.parametrize(
+    ("document", "domain", "words", "expected"),
+    [
+        (
+            "a.py",
+            "stdlib",
+            ["x", " =", " foo", "(", "1", ")", "\n"],
+            "names|code structure|names|code structure|numbers|code structure|formatting",
+        ),
+        (
+            "a.py",
+            "stdlib",
+            ["x", "\n", "if", " x", ":", " #", " if", "."],
+            "names|formatting|code structure|names|code structure|grammar|grammar|grammar",
+        ),
+        (
+            "a.md",
+            "readme",
+            ["The", " cat", " (", "a", ")", ",", " **", "b", "**"],
+            "grammar|grammar|grammar|grammar|grammar|grammar|markup|grammar|markup",
+        ),
+        (
+            "a.html",
+            "html",
+            ["a", " <", "b", ">", "c", "</", "b", ">"],
+            "grammar|markup|markup|markup|grammar|markup|markup|markup",
+        ),
+        (
+            "a.tex",
+            "latex",
+            ["let", " $", "x", "$", " be"],
+            "grammar|mathematical notation|mathematical notation|mathematical notation|grammar",
+        ),
+        ("de", "locales", ["und", " das", "."], "other languages|other languages|grammar"),
+        ("a.txt", "readme", ["я", "é"], "other languages|other languages"),
+    ],
+)
+def test_families(document, domain, words, expected):
+    text = running_text(cardmaking.result([words], domains=[domain], documents=[document]))
+    found = text.families().tolist()
+    assert found == expected.split("|")
+    assert set(found) <= set(FAMILIES)
