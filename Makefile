@@ -24,7 +24,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 help:
 	@echo 'make book       build the book (executes the chapters) and say where it is'
 	@echo 'make test       run the tests'
-	@echo 'make lint       check style; `make format` mends it'
+	@echo 'make lint       check style and the types of the heart; `make format` mends style'
 	@echo 'make notebooks  run each chapter at profile smoke through papermill, from another folder'
 	@echo 'make pages      build the book and check its pages in a browser'
 	@echo 'make figures    run the chapters again and refresh the committed figures'
@@ -51,6 +51,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

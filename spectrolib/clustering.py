@@ -179,7 +179,7 @@ class _Search:
         """Try seeds in this order, or by their neighbourhoods."""
         order = peeling.by_score(self.rest.scores()) if order is None else order
         enough = max(self.stop * len(self.closed), 1)
-        settled = np.count_nonzero(self.closed)
+        settled = int(np.count_nonzero(self.closed))
         for seed in order:
             if len(self.closed) - settled < enough:
                 return

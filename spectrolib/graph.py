@@ -93,12 +93,12 @@ def nearest(
     wanted = min(k + 1 + SPARE, n)  # each row finds itself too
     farthest, candidates = _search(centred.astype(np.float32), wanted, exact, seed)
     indices, squared = _ranked(rows, candidates, k)
-    unsure = (candidates < 0).any(axis=1)
+    open_to_doubt = (candidates < 0).any(axis=1)
     if exact and wanted < n:
-        unsure |= squared[:, -1] / size**2 + _rounding(centred, squared[:, -1] / size**2) >= farthest
+        open_to_doubt |= squared[:, -1] / size**2 + _rounding(centred, squared[:, -1] / size**2) >= farthest
     crowded = squared[:, -1] == 0
     _join_copies(rows, np.flatnonzero(crowded), indices)
-    unsure = np.flatnonzero(unsure & ~crowded)
+    unsure = np.flatnonzero(open_to_doubt & ~crowded)
     for some in np.array_split(unsure, -(-len(unsure) // 64)) if len(unsure) else ():
         indices[some], squared[some] = _every_pair(rows, some, k)
     return Neighbours(indices, squared / 2 if metric == "cosine" else np.sqrt(squared))
@@ -193,14 +193,15 @@ def _search(points: ndarray, wanted: int, exact: bool, seed: int) -> tuple[ndarr
     import faiss
 
     n, d = points.shape
+    index: faiss.Index
     if exact:
         index = faiss.IndexFlatL2(d)
     else:
         cells = min(4 * int(np.sqrt(n)), n)
-        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, cells)
-        index.cp.seed, index.cp.min_points_per_centroid, index.cp.max_points_per_centroid = seed, 1, 64
-        index.nprobe = min(PROBES, cells)
-        index.train(points)
+        index = cut = faiss.IndexIVFFlat(faiss.IndexFlatL2(d), d, cells)
+        cut.cp.seed, cut.cp.min_points_per_centroid, cut.cp.max_points_per_centroid = seed, 1, 64
+        cut.nprobe = min(PROBES, cells)
+        cut.train(points)
     index.add(points)
     distances, numbers = index.search(points, wanted)
     return distances[:, -1].astype(np.float64), numbers

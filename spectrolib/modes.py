@@ -390,7 +390,7 @@ def corpus_modes(
     """
     if tokens not in TOKEN_PRODUCTS:
         raise ValueError(f"tokens must be 'plain' or 'weighted', got {tokens!r}")
-    if sparse.issparse(source):
+    if isinstance(source, sparse.sparray | sparse.spmatrix):
         counts, contexts, words = source.tocsr(), np.arange(source.shape[0])[:, None], np.arange(source.shape[1])
         if counts.nnz and (not np.isfinite(counts.data).all() or counts.data.min() < 0):
             raise ValueError("counts must be finite, none negative")

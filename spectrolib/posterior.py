@@ -235,6 +235,8 @@ class Chain:
         amplitude = -(s.step_size**0.5) if self.member.mirrored else s.step_size**0.5
         if s.preconditioner == "none":
             self.position.add_(drift, alpha=-s.step_size / 2).add_(noise, alpha=amplitude)
+        elif gradient is None:
+            raise ValueError("a preconditioned step needs the gradient of the loss")
         else:
             scale = self.precondition(gradient)
             self.position.addcmul_(scale, drift, value=-s.step_size / 2)
@@ -363,7 +365,7 @@ def _autograd(potential: Callable[[Tensor], Tensor]) -> Gradients:
     def gradients(positions: Sequence[Tensor]) -> tuple[list[float], list[Tensor]]:
         leaves = [position.detach().clone().requires_grad_() for position in positions]
         losses = [potential(leaf) for leaf in leaves]
-        slopes = torch.autograd.grad(sum(losses), leaves)
+        slopes = torch.autograd.grad(losses, leaves)
         return [loss.item() for loss in losses], list(slopes)
 
     return gradients

@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.sparse import csr_array, random_array
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
-from spectrolib.dictionaries.formats import matching
+from spectrolib.dictionaries import matching
 from spectrolib.dictionaries.matching import (
     false_discovery,
     log_tail,
