@@ -26,17 +26,31 @@ the covariance with the mean loss, but of two texts, and a few windows are a noi
 chapter What a susceptibility measures shows how far they differ. The sample covariance of the same draws stays beside
 it, with two controls: covariances with g permuted over draws and with noise in place of g. They know nothing of the
 observable, so what a result shares with them is no property of the susceptibility.
+
+Resolved rows
+-------------
+At draw t a token's loss has moved from its value at w* by F_t(xy). Each draw is a *channel*: the same linear functional
+of every token's loss. A susceptibility keeps one combination of a component's channels, the one that g weights. Rows
+made of the channels themselves (`ResolvedSums`),
+
+    r_C(xy) = ( F_t(xy) - mean_t F_t(xy) )_t / √draws,        r_C(xy) · r_C(x'y') = Cov_C( l_xy, l_x'y' ),
+
+keep all that the draws know: their inner products are the covariances of two losses over the draws. This goes beyond
+the paper, which keeps one number for each component [D].
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
+
+from .posterior import stable_seed
 
 CONTROLS = ("permuted", "noise")
 """Observables in place of g that know nothing of it."""
@@ -207,6 +221,20 @@ def merge_all(parts: Iterable[CovarianceSums]) -> CovarianceSums:
     return first
 
 
+def joined(parts: Sequence[Sums]) -> Sums:
+    """The sums over the same draws of stretches of tokens, side by side.
+
+    Raises:
+        ValueError: if the parts do not hold the same draws.
+    """
+    arrays = [part.to_arrays() for part in parts]
+    for name in set(arrays[0]) - set(parts[0].VECTORS):
+        if not all(np.array_equal(arrays[0][name], own[name]) for own in arrays[1:]):
+            raise ValueError(f"stretches of tokens join if they saw the same draws: their {name} differ")
+    vectors = {name: np.concatenate([own[name] for own in arrays], axis=-1) for name in parts[0].VECTORS}
+    return type(parts[0]).from_arrays(arrays[0] | vectors)
+
+
 class Terms(NamedTuple):
     """What a two-chain susceptibility is made of; ``two_chain = -(covariance + rise * (restricted - full))``."""
 
@@ -348,3 +376,192 @@ def _whitened(vectors: Float[ndarray, "tokens components"]) -> Float[ndarray, "t
 
 def _where(mask: ndarray) -> list[int]:
     return np.flatnonzero(mask).tolist()
+
+
+# Resolved rows ---------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)
+def _turn(turn: int, width: int, seed: int) -> tuple[Int[ndarray, " width"], Int[ndarray, " width"]]:
+    """Channels and signs of the draws from ``turn * width`` on; those of the first turn keep their place and sign."""
+    if turn == 0:
+        return np.arange(width), np.ones(width, dtype=np.int64)
+    rng = np.random.default_rng(stable_seed("channels", seed, width, turn))
+    return rng.permutation(width), 2 * rng.integers(0, 2, width) - 1
+
+
+def channel(draw: int, width: int, seed: int) -> tuple[int, int]:
+    """Where a draw goes, and its sign (`ResolvedSums`)."""
+    turn, place = divmod(draw, width)
+    channels, signs = _turn(turn, width, seed)
+    return int(channels[place]), int(signs[place])
+
+
+class ResolvedSums:
+    """A sketch of the fluctuations of many losses at the draws of one component's chains (module docstring).
+
+    Many draws are folded into few channels (CountSketch: Charikar, Chen and Farach-Colton 2002). The first ``width``
+    draws keep a channel each. Every further ``width`` draws go to the channels in a random order, each with a random
+    sign, so that channels stay equally full and a draw costs as many additions as there are tokens. Inner products are
+    then unbiased over the seed; what two draws have in common that share a channel is the noise. Rows are centred
+    after all draws are in: beside its sum, a channel remembers the sum of its signs.
+
+    Sums of parts (blocks, chains) merge into the sums of the whole, and sums over stretches of tokens join to those
+    over all (`joined`). Tokens never mix, so neither changes a bit that depends on where the text was cut. Channels
+    are kept in float32, and only those that hold a draw: an entry is off by 2^-24 of its size for each draw that it
+    adds up, which is once while there are no more draws than channels. Merging in another order changes the rest by
+    such rounding alone.
+
+    Args:
+        tokens: number of losses.
+        width: channels at most.
+        seed: what draws beyond ``width`` are folded with; one for each component, so that their noise is independent.
+
+    Attributes:
+        count: draws seen.
+        channels: (channels,) numbers of the channels that hold a draw, ascending.
+        signs: (channels,) sum of the signs of the draws in each.
+        sums: (channels, tokens) sum of its draws, signed.
+        total: (tokens,) sum of all draws, without signs, in float64.
+    """
+
+    SCALARS = ("width", "seed", "count")
+    LISTS = ("channels", "signs")
+    """Arrays that no token has a part in."""
+    VECTORS = ("sums", "total")
+
+    def __init__(self, tokens: int, width: int, seed: int = 0):
+        if width < 1:
+            raise ValueError(f"width must be at least 1, got {width}")
+        self.width, self.seed, self.count = width, seed, 0
+        self.channels, self.signs = np.zeros((2, 0), dtype=np.int64)
+        self.sums, self.total = np.zeros((0, tokens), dtype=np.float32), np.zeros(tokens)
+
+    def update(self, draw: int, losses: Float[ndarray, " tokens"]) -> ResolvedSums:
+        """Take in one draw.
+
+        Args:
+            draw: its number among all draws of the component, whichever part they are in: it decides the channel.
+            losses: of each token, less a constant near its mean (its value at w*): float32 keeps seven digits.
+
+        Raises:
+            ValueError: if the number of losses is not the one given at the start, or the draw's number is negative.
+        """
+        losses = np.asarray(losses, dtype=np.float64)
+        if losses.shape != self.total.shape:
+            raise ValueError(f"expected losses of shape {self.total.shape}, got {losses.shape}")
+        if draw < 0:
+            raise ValueError(f"draws are numbered from 0 on, got {draw}")
+        number, sign = channel(draw, self.width, self.seed)
+        place = self._place(number)
+        self.count += 1
+        self.signs[place] += sign
+        self.sums[place] += (sign * losses).astype(np.float32)
+        self.total += losses
+        return self
+
+    def _place(self, number: int) -> int:
+        """The row of a channel, which is made if it is not there."""
+        place = int(np.searchsorted(self.channels, number))
+        if place == len(self.channels) or self.channels[place] != number:
+            self.channels = np.insert(self.channels, place, number)
+            self.signs = np.insert(self.signs, place, 0)
+            self.sums = np.insert(self.sums, place, 0, axis=0)
+        return place
+
+    def merge(self, other: ResolvedSums) -> ResolvedSums:
+        """The sums over the draws of both, as a new object.
+
+        Raises:
+            ValueError: if the two are sketches of another width, seed or number of tokens.
+        """
+        for name, mine, theirs in (
+            ("width", self.width, other.width),
+            ("seed", self.seed, other.seed),
+            ("number of losses", len(self.total), len(other.total)),
+        ):
+            if mine != theirs:
+                raise ValueError(f"cannot merge sketches whose {name} differs: {mine} and {theirs}")
+        merged = ResolvedSums(len(self.total), self.width, self.seed)
+        merged.count, merged.total = self.count + other.count, self.total + other.total
+        merged.channels = np.union1d(self.channels, other.channels)
+        merged.signs = np.zeros(len(merged.channels), dtype=np.int64)
+        merged.sums = np.zeros((len(merged.channels), len(self.total)), dtype=np.float32)
+        for part in (self, other):
+            places = np.searchsorted(merged.channels, part.channels)
+            merged.signs[places] += part.signs
+            merged.sums[places] += part.sums
+        return merged
+
+    def rows(self) -> Float[ndarray, "tokens channels"]:
+        """A vector for each token: inner products of two are the covariance of their losses over the draws.
+
+        Exactly while there are no more draws than channels, else on average over seeds. The covariance divides by the
+        number of draws. There are as many columns as channels that hold a draw, ``width`` at most; float32.
+
+        Raises:
+            ValueError: if there was no draw yet.
+        """
+        if self.count == 0:
+            raise ValueError("no draws yet: update with at least one")
+        centred = self.sums - self.signs[:, None] * (self.total / self.count)
+        return (centred / np.sqrt(self.count)).T.astype(np.float32)
+
+    def to_arrays(self) -> dict[str, ndarray]:
+        """A copy of the state as named arrays, from which `from_arrays` restores it exactly."""
+        return {name: np.array(getattr(self, name)) for name in self.SCALARS + self.LISTS + self.VECTORS}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, ndarray]) -> ResolvedSums:
+        """Restore from a mapping of named arrays."""
+        sums = cls(len(arrays["total"]), arrays["width"].item(), arrays["seed"].item())
+        sums.count = arrays["count"].item()
+        for name in cls.LISTS + cls.VECTORS:
+            setattr(sums, name, np.array(arrays[name]))
+        return sums
+
+
+def resolve(rows: Mapping[str, Float[ndarray, "tokens channels"]]) -> Float[ndarray, "tokens all_channels"]:
+    """The resolved rows of every token: the channels of all components side by side.
+
+    From each component's rows their mean over tokens is taken: what moved all losses alike. Then they are divided by
+    their spread, the root mean square length over tokens, so that each component has the same say. Inner products are
+    those of the kernel Σ_C Cov_C(l, l') / σ_C², with σ_C² the mean over tokens of the variance of l - mean l. Lengths
+    of rows are left as they are: loud tokens have long ones.
+
+    Args:
+        rows: of each component, in the order of the columns; components may have any number of channels.
+
+    Raises:
+        ValueError: if there are no components, they disagree on the number of tokens, a number is not finite, or no
+            loss moved apart from the others: the message says of which component.
+    """
+    if not rows:
+        raise ValueError("there are no components to resolve")
+    tokens = {len(own) for own in rows.values()}
+    if len(tokens) > 1:
+        raise ValueError(f"rows of all components are of the same tokens, but there are {sorted(tokens)} of them")
+    ends = np.cumsum([0, *(own.shape[1] for own in rows.values())])
+    out = np.empty((tokens.pop(), ends[-1]), dtype=np.float32)
+    for (name, own), first, end in zip(rows.items(), ends, ends[1:], strict=False):
+        out[:, first:end] = unit_spread(name, own)[0]
+    return out
+
+
+def unit_spread(name: str, rows: Float[ndarray, "tokens channels"]) -> tuple[Float[ndarray, "tokens channels"], float]:
+    """The rows of one component with mean zero over tokens and a root mean square length of one; and that length before.
+
+    Raises:
+        ValueError: as `resolve`; ``name`` is the component's.
+    """
+    rows = np.asarray(rows, dtype=np.float64)
+    if not np.isfinite(rows).all():
+        raise ValueError(f"rows must be finite: those of {name!r} are not")
+    centred = rows - rows.mean(axis=0)
+    spread = np.sqrt((centred**2).sum(axis=1).mean())
+    if spread <= 1e-7 * np.abs(rows).max(initial=0):  # float32 of a constant
+        raise ValueError(f"no draw of {name!r} moved one token's loss and not another's: its rows have no spread")
+    return centred / spread, float(spread)
+
+
+Sums = TypeVar("Sums", CovarianceSums, ResolvedSums)

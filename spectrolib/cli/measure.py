@@ -40,6 +40,9 @@ def measure(
     steps: Annotated[int | None, typer.Option(help="Steps between draws.")] = None,
     chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Chains on their own instead of teams, more draws.")] = False,
+    channels: Annotated[
+        int, typer.Option(help="Channels of resolved rows, shared by the components; 0 for the paper's rows alone.")
+    ] = 512,
     seed: Annotated[int, typer.Option(help="Seed of noise and minibatches.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     memory: Annotated[
@@ -70,6 +73,7 @@ def measure(
         settings = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
         constants, changes = _changes(profile, text, data, components, estimator, settings, plain)
         limit, changes["shards"] = bytes_of(memory) if memory else None, shards
+        changes["channels"] = channels
         if not dry_run:
             start_forkserver()  # it imports what the workers need while this process imports what it needs
         texts = _texts(text, data, probe)

@@ -132,6 +132,8 @@ class Work:
     components: tuple[str, ...] = ()
     """All of them by default. The unrestricted chain is always added."""
     blocks: int = 2
+    channels: int = 512
+    """Of resolved rows; 0 for none."""
 
     def __post_init__(self) -> None:
         for name in ("tokens", "loss_tokens", "sampling_windows", "blocks"):
@@ -155,6 +157,7 @@ class Work:
             sampling_windows=len(plan.sampling),
             components=plan.components,
             blocks=plan.blocks,
+            channels=plan.channels,
         )
 
     @property
@@ -472,7 +475,7 @@ def _group_memory(work: Work, group: tuple[str, ...], tokens_per_pass: int) -> d
         "model": 4.0 * (parameters(shape) + copies),
         "chains": 4.0 * state * weights,
         "prefixes": sum(_held(work, group[0], count) for count in windows),
-        "sums": float(SUM_BYTES * work.tokens * work.blocks * len(group)),
+        "sums": float((SUM_BYTES * work.blocks + _channel_bytes(work)) * work.tokens * len(group)),
         "draws": float(work.tokens * len(group) * (28 * work.members + 4 * held_draws)),
         "activations": 4.0 * max(_pass_numbers(work, group, tokens_per_pass, learn) for learn in (True, False)),
     }
@@ -506,14 +509,22 @@ def _kept_numbers(component: str, shape: Shape, time: int) -> float:
     return (shape.layers - layer) * kept + 12 * shape.width + 4 * shape.mlp + 4 * scores
 
 
+def _channel_bytes(work: Work) -> float:
+    """Bytes of one token's channels on one chain of one component, float32, and their sum."""
+    draws = work.settings.draws * work.members * math.ceil(work.settings.chains / 2)
+    return 8 + 4 * min(max(1, work.channels // len(work.components)), draws) if work.channels else 0
+
+
 def disk(work: Work) -> dict[str, float]:
     """Bytes on disk: the partial sums of all tasks, the labelled result (before compression), and, for comparison, the
     float32 losses of every draw, which `devinterp` keeps."""
     chains, halves = work.settings.chains, 2 if work.settings.chains > 1 else 0
     entry = 5 * 8 + 2 * 4 + 2 * halves * work.blocks * 4  # five tables in float64, two controls, half estimates
     return {
-        "partial sums": float(SUM_BYTES * work.tokens * work.blocks * len(work.sampled) * chains),
-        "result": float(entry * work.tokens * len(work.components)),
+        "partial sums": float(
+            (SUM_BYTES * work.blocks + _channel_bytes(work)) * work.tokens * len(work.sampled) * chains
+        ),
+        "result": float((entry * len(work.components) + 4 * work.channels) * work.tokens),
         "losses of every draw": 4.0 * work.tokens * len(work.sampled) * chains * work.settings.draws * work.members,
     }
 

@@ -80,6 +80,7 @@ def measure(
             probe=plan.probe.ids,
             settings=plan.settings,
             blocks=plan.blocks,
+            width=plan.width,
             tokens_per_pass=plan.tokens_per_pass,
             bank=kept,
         )

@@ -48,6 +48,8 @@ class Plan:
     estimator: Estimator = "two_chain"
     blocks: int = 2
     """Consecutive blocks into which the draws of a chain are summed: two give split halves."""
+    channels: int = 512
+    """Channels of resolved rows (`estimator.ResolvedSums`), shared equally among the components; 0 for none."""
     shards: int = 1
     """Parts of the probe text, at most, that are tasks of their own, so that a worker needs the memory of one. Each
     repeats the chains. The result is the same to the last bit: this is no part of what identifies the plan."""
@@ -66,6 +68,8 @@ class Plan:
             raise ValueError(f"unknown estimator {self.estimator!r}: it must be one of {ESTIMATORS}")
         if not 1 <= self.blocks <= self.settings.draws:
             raise ValueError(f"blocks must lie between 1 and the {self.settings.draws} draws, got {self.blocks}")
+        if self.channels < 0:
+            raise ValueError(f"channels must be 0 (none) or more, got {self.channels}")
         if self.shards < 1:
             raise ValueError(f"shards must be at least 1, got {self.shards}")
         if self.tokens_per_pass is not None and self.tokens_per_pass < 1:
@@ -104,6 +108,11 @@ class Plan:
         windows = {} if {"sampling", "loss", "probe"} <= changes.keys() else profile_windows(profile, model)
         fields = windows | {"settings": replace(profile.settings, seed=seed)} | changes
         return cls(model=model, **fields)
+
+    @property
+    def width(self) -> int:
+        """Channels of each component."""
+        return max(1, self.channels // len(self.components)) if self.channels else 0
 
     @property
     def whole(self) -> list[Task]:
@@ -165,6 +174,7 @@ class Plan:
             "components": list(self.components),
             "estimator": self.estimator,
             "blocks": self.blocks,
+            **({"channels": self.channels} if self.channels else {}),
             "versions": {"spectrolib": version("spectrolib"), "torch": torch.__version__, "numpy": np.__version__},
             "machine": {"processor": platform.machine(), "device": self.model.device.type} | passes,
         }

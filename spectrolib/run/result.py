@@ -11,14 +11,15 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from .. import estimator
-from ..estimator import ESTIMATORS, CovarianceSums, Estimator
+from ..estimator import ESTIMATORS, CovarianceSums, Estimator, joined
 from ..model.components import FULL
 from ..model.engine import one_thread
 from ..model.loading import LanguageModel, engine_of
 from ..text.corpus import Windows
 from .cost import SUM_BYTES
 from .plan import Plan, Task
-from .store import RunFolder, TaskFile, joined
+from .resolved import from_draws
+from .store import RunFolder, TaskFile
 
 
 def assemble(plan: Plan, run: RunFolder):
@@ -43,6 +44,9 @@ def assemble(plan: Plan, run: RunFolder):
             their first draws up to ``block``; only with two chains or more.
         loss_rise, batch_loss: (sampled, chain, draw), traces of g and of the minibatch loss, nats.
         loss: (token,), loss at w*, nats.
+        resolved: (half, token, channel), resolved rows (`estimator.ResolvedSums`), where the plan keeps channels: of each
+            component the channels that ``channel_component`` says, with mean zero and unit spread over the text.
+        resolved_scale: (half, component), that spread before, nats.
     """
     import xarray as xr
 
@@ -76,10 +80,13 @@ def assemble(plan: Plan, run: RunFolder):
         variables[trace] = (("sampled", "chain", "draw"), values)
     if half is not None:
         variables["half_susceptibility"] = (("estimator", "half", "block", "token", "component"), half)
+    resolved = from_draws(plan, shards)
+    channels = {name: resolved.pop(name) for name in ("channel_component",) if name in resolved}
     block_draws = [-(-settings.draws * (b + 1) // plan.blocks) for b in range(plan.blocks)]
     return xr.Dataset(
-        variables,
+        variables | resolved,
         coords={
+            **channels,
             "component": names,
             "sampled": sampled,
             "estimator": list(ESTIMATORS),

@@ -17,7 +17,7 @@ import re
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +25,7 @@ from typing import TypeVar
 import numpy as np
 from numpy import ndarray
 
-from ..estimator import CovarianceSums
+from ..estimator import CovarianceSums, ResolvedSums
 
 T = TypeVar("T")
 
@@ -40,13 +40,8 @@ class ComponentRecord:
     """(draws,) L(w) - L(w*) on the loss windows, nats."""
     batch_loss: ndarray
     """(draws,) loss of the minibatch at the last step before each draw, nats."""
-
-
-def joined(parts: Sequence[CovarianceSums]) -> CovarianceSums:
-    """The sums over the same draws of stretches of tokens, side by side."""
-    arrays = [part.to_arrays() for part in parts]
-    vectors = {name: np.concatenate([own[name] for own in arrays], axis=-1) for name in CovarianceSums.VECTORS}
-    return CovarianceSums.from_arrays(arrays[0] | vectors)
+    resolved: ResolvedSums | None = None
+    """The fluctuations of all losses, where channels are kept."""
 
 
 class RunFolder:
@@ -157,6 +152,8 @@ def write_task(file: Path, records: Mapping[str, ComponentRecord]) -> None:
         arrays |= {f"{i}/rise": record.rise, f"{i}/batch_loss": record.batch_loss}
         for b, sums in enumerate(record.sums):
             arrays |= {f"{i}/{b}/{key}": np.asarray(getattr(sums, key)) for key in sums.ARRAYS}
+        if record.resolved is not None:
+            arrays |= {f"{i}/resolved/{key}": values for key, values in record.resolved.to_arrays().items()}
     temporary = file.with_suffix(".part.npz")
     np.savez(temporary, **arrays)
     settle(temporary, file)
@@ -197,6 +194,16 @@ class TaskFile:
                 arrays |= {name: self._read(raw, f"{block}/{name}", first, end) for name in CovarianceSums.VECTORS}
                 sums.append(CovarianceSums.from_arrays(arrays))
             return ComponentRecord(tuple(sums), self._read(raw, f"{i}/rise"), self._read(raw, f"{i}/batch_loss"))
+
+    def resolved(self, component: str, first: int = 0, end: int | None = None) -> ResolvedSums | None:
+        """The fluctuations of tokens ``first`` to ``end`` on a component's chain; None where no channels were kept."""
+        place = f"{self.components.index(component)}/resolved"
+        if f"{place}/count" not in self.places:
+            return None
+        with self.path.open("rb") as raw:
+            arrays = {name: self._read(raw, f"{place}/{name}") for name in ResolvedSums.SCALARS + ResolvedSums.LISTS}
+            arrays |= {name: self._read(raw, f"{place}/{name}", first, end) for name in ResolvedSums.VECTORS}
+        return ResolvedSums.from_arrays(arrays)
 
     def _read(self, raw, name: str, first: int = 0, end: int | None = None) -> ndarray:
         """A stretch of the last axis of an array."""

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from ..estimator import CONTROL_DRAWS, CovarianceSums
+from ..estimator import CONTROL_DRAWS, CovarianceSums, ResolvedSums, joined
+from ..model.components import FULL
 from ..model.engine import Engine, one_thread
 from ..model.loading import load_weights
 from ..model.shapes import Shape
 from ..posterior import Chain, Draw, Settings, lockstep, stable_seed, team
 from .bank import Bank
 from .plan import Task
-from .store import ComponentRecord, joined
+from .store import ComponentRecord
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Job:
     probe: ndarray
     settings: Settings
     blocks: int
+    width: int = 0
+    """Channels kept of each component for resolved rows; 0 for none."""
     tokens_per_pass: int | None = None
     bank: str | None = None
     """Folder where draws are kept (`spectrolib.run.bank`)."""
@@ -64,7 +67,7 @@ def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws
     probe_start = engine.losses(windows).double()
     time = probe_start.shape[1]
     stretches = _stretches(probe_start.numel(), time * max(1, engine.tokens_per_pass // time))
-    records = [Recorder(name, settings, task.chain, stretches, job.blocks) for name in task.components]
+    records = [Recorder(name, settings, task.chain, stretches, job.blocks, job.width) for name in task.components]
     for draw in _draws(engine, job, task, chains):
         rise = group.losses(draw.positions, loss).double().mean(dim=(1, 2)) - loss_start
         excess = group.losses(draw.positions, probe).double() - probe_start - rise[:, None, None]
@@ -100,8 +103,12 @@ class Recorder:
     A matrix product of other tokens, or of more, has other last bits (`CovarianceSums.control`).
     """
 
-    def __init__(self, name: str, settings: Settings, chain: int, stretches: list[slice], blocks: int):
+    def __init__(self, name: str, settings: Settings, chain: int, stretches: list[slice], blocks: int, width: int = 0):
         self.name, self.settings, self.chain, self.stretches = name, settings, chain, stretches
+        half, self.first_draw = chain % 2, chain // 2 * settings.draws * len(settings.members)
+        seed = stable_seed("resolved", settings.seed, name, half)  # halves share no sketch
+        kept = stretches if width and name != FULL else []
+        self.resolved = [ResolvedSums(part.stop - part.start, width, seed) for part in kept]
         self.sums = [[CovarianceSums(part.stop - part.start) for part in stretches] for _ in range(blocks)]
         self.rise, self.batch_loss = np.empty((2, settings.draws))
         self.held: list[tuple[ndarray, ndarray]] = []
@@ -120,6 +127,9 @@ class Recorder:
             if self.settings.tilt:
                 for above, below in zip(excess[::2, part], excess[1::2, part], strict=True):  # as Settings.members
                     sums.respond(above, below, self.settings.tilt)
+        for part, resolved in zip(self.stretches, self.resolved, strict=False):
+            for member, losses in enumerate(excess[:, part]):
+                resolved.update(self.first_draw + index * len(excess) + member, losses)
         self.held.append((rise, excess.astype(np.float32)))
         if len(self.held) * len(rise) >= CONTROL_DRAWS:
             self._control()
@@ -145,7 +155,8 @@ class Recorder:
     def finish(self) -> ComponentRecord:
         self._control()
         blocks = [joined(self.sums.pop(0)) for _ in range(len(self.sums))]  # each let go as its copy is made
-        return ComponentRecord(tuple(blocks), self.rise, self.batch_loss)
+        resolved = joined(self.resolved) if self.resolved else None
+        return ComponentRecord(tuple(blocks), self.rise, self.batch_loss, resolved)
 
 
 @functools.lru_cache(maxsize=1)
