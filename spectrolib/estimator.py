@@ -378,7 +378,7 @@ def _where(mask: ndarray) -> list[int]:
     return np.flatnonzero(mask).tolist()
 
 
-# Resolved rows ---------------------------------------------------------------------------------------------------------
+# Resolved rows -------------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1024)
@@ -549,7 +549,7 @@ def resolve(rows: Mapping[str, Float[ndarray, "tokens channels"]]) -> Float[ndar
 
 
 def unit_spread(name: str, rows: Float[ndarray, "tokens channels"]) -> tuple[Float[ndarray, "tokens channels"], float]:
-    """The rows of one component with mean zero over tokens and a root mean square length of one; and that length before.
+    """The rows of one component with mean zero over tokens and root mean square length 1, and that length before.
 
     Raises:
         ValueError: as `resolve`; ``name`` is the component's.

@@ -44,8 +44,8 @@ def assemble(plan: Plan, run: RunFolder):
             their first draws up to ``block``; only with two chains or more.
         loss_rise, batch_loss: (sampled, chain, draw), traces of g and of the minibatch loss, nats.
         loss: (token,), loss at w*, nats.
-        resolved: (half, token, channel), resolved rows (`estimator.ResolvedSums`), where the plan keeps channels: of each
-            component the channels that ``channel_component`` says, with mean zero and unit spread over the text.
+        resolved: (half, token, channel), resolved rows (`estimator.ResolvedSums`), where the plan keeps channels. Which
+            component a channel belongs to says ``channel_component``; its rows have mean zero and unit spread.
         resolved_scale: (half, component), that spread before, nats.
     """
     import xarray as xr
