@@ -21,7 +21,8 @@ def info(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measur
     with one_line_errors():
         manifest = read_manifest(run)
         settings = manifest["settings"]
-        total = len(groups([*manifest["components"], FULL])) * settings["chains"]
+        first_order = manifest.get("first_order", False)
+        total = 1 if first_order else len(groups([*manifest["components"], FULL])) * settings["chains"]
         stretches = finished_tasks(run).values()
         windows = manifest["windows"]["probe"]["shape"][0] if "probe" in manifest["windows"] else 0
         done = sum(None in own or sum(end - first for first, end in own) >= windows for own in stretches)
@@ -40,7 +41,7 @@ def info(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measur
                 "state": f"{done} of {total} tasks are done{begun}",
             },
         )
-        if (run / "result.zarr").exists():
+        if (run / "result.zarr").exists() and not first_order:
             _print_diagnostics(console(), open_result(run))
 
 

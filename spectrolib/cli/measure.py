@@ -41,8 +41,15 @@ def measure(
     chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Chains on their own instead of teams, more draws.")] = False,
     channels: Annotated[
-        int, typer.Option(help="Channels of resolved rows, shared by the components; 0 for the paper's rows alone.")
-    ] = 512,
+        int | None,
+        typer.Option(
+            help="Channels of resolved rows, shared by the components; 0 for the paper's rows alone. By default 512, "
+            "or 2048 to first order."
+        ),
+    ] = None,
+    first_order: Annotated[
+        bool, typer.Option("--first-order", help="Gradients of every token in place of chains: no sampling.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of noise and minibatches.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     memory: Annotated[
@@ -73,7 +80,10 @@ def measure(
         settings = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
         constants, changes = _changes(profile, text, data, components, estimator, settings, plain)
         limit, changes["shards"] = bytes_of(memory) if memory else None, shards
-        changes["channels"] = channels
+        changes |= {
+            "channels": (2048 if first_order else 512) if channels is None else channels,
+            "first_order": first_order,
+        }
         if not dry_run:
             start_forkserver()  # it imports what the workers need while this process imports what it needs
         texts = _texts(text, data, probe)
@@ -150,6 +160,7 @@ def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
         "probe text": ", ".join(f"{domain} {number}" for domain, number in sorted(domains.items())),
         "posterior": f"nβ {s.nbeta:g}, γ {s.gamma:g}; {sampler}, step size {s.step_size:g}, batch {s.batch_size}",
         "chains": f"{s.chains} x {s.draws} draws, {s.steps_between_draws} steps apart after {s.burn_in}; seed {s.seed}",
+        "channels": f"{plan.width} of each component, in each half" if plan.width else "none",
         "cost": f"{len(plan.tasks)} tasks{cut}; {counted.token_steps:.3g} tokens through steps, "
         f"{counted.token_evaluations:.3g} token losses, {counted.operations:.3g} operations",
         "memory": f"about {bytes_text(sum(held.values()))} a worker for the largest task: "
@@ -157,12 +168,26 @@ def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
         + f"; then {bytes_text(disk(Work.of(plan))['result'])} for the result",
         "time": f"about {duration(counted.seconds(count))} on {count} cores",
     }
+    if plan.first_order:
+        rows = {name: text for name, text in rows.items() if name not in ("posterior", "chains")}
+        rows["components"] = f"{named}, to first order: a gradient of every token, no chains; seed {s.seed}"
+        rows["cost"] = f"{len(plan.tasks)} tasks; {predictions:,} gradients, {counted.operations:.3g} operations"
     if bank:
         rows["draws"] = f"kept in {bank}, {bytes_text(size(Work.of(plan)))} in all; those that are there cost no steps"
     print_rows(rows)
 
 
 def _print_summary(result, out: Path) -> None:
+    if "loss_rise" not in result:
+        tokens, columns = result["susceptibility"].shape
+        channels = result.sizes["half"] * result.sizes["channel"]
+        print_rows(
+            {
+                "result": f"{out / 'result.zarr'}: {tokens:,} tokens x {columns} components, {channels:,} channels",
+                "more": f"spectro cluster {out}",
+            }
+        )
+        return
     from ..checks.diagnostics import acceptance
 
     checks = acceptance(result)

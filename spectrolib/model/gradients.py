@@ -95,7 +95,7 @@ class Sketch:
         self.kept = [n if by is None else REDUCED for n, by in zip(sizes, reduce, strict=True)]
         self.signs = signs(math.prod(self.kept), width, "all")
 
-    def __call__(self, gradient: Float[Tensor, tokens * kept]) -> Float[Tensor, "tokens width"]:
+    def __call__(self, gradient: Float[Tensor, "tokens ..."]) -> Float[Tensor, "tokens width"]:
         """From gradients whose long sides are reduced already."""
         return gradient.flatten(1) @ self.signs
 

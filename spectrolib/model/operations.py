@@ -42,6 +42,17 @@ def evaluation_operations(component: str, shape: Shape, time: int) -> float:
     return _own_operations(component, shape, time) + after * layer_operations(shape, time) + unembed
 
 
+def gradient_operations(shape: Shape, time: int, width: int, halves: int = 2, targets: int = 32) -> float:
+    """Operations that all components' sketched gradients of one token need, on average over a window.
+
+    The way back through the positions before the token, and the product of slopes and inputs, cost what a forward pass
+    does; a forward pass serves ``targets`` tokens. Then the sketches of all weights, long sides left out of account.
+    """
+    body = shape.layers * layer_operations(shape, time)
+    sketches = 2 * width * halves * shape.layers * (body / shape.layers / 2 if shape.layers else 0)
+    return (2 + 1 / targets) * body * (time + 1) / 2 + sketches + 4 * shape.width * shape.vocabulary
+
+
 def step_operations(component: str, shape: Shape, time: int) -> float:
     """Operations of one token in a gradient step: the forward pass, and as many again for each gradient that is needed.
 

@@ -29,9 +29,10 @@ import torch
 from ..estimator import CONTROL_DRAWS, CovarianceSums
 from ..model.components import FULL, layer_of, names, size
 from ..model.engine import CACHE_BYTES, TOKENS_PER_PASS, groups, one_thread
+from ..model.gradients import REDUCED, SIDE, TARGETS
 from ..model.loading import load_model
 from ..model.loss import TOKEN_BLOCK
-from ..model.operations import evaluation_operations, layer_operations, step_operations
+from ..model.operations import evaluation_operations, gradient_operations, layer_operations, step_operations
 from ..model.shapes import KNOWN, Shape, plain_name
 from ..posterior import Settings
 from ..text.corpus import BUNDLED
@@ -328,7 +329,7 @@ class Cost:
     steps: int
     """Steps of single components."""
     token_steps: float
-    """Tokens that go through a gradient step."""
+    """Tokens that go through a gradient step, or, to first order, that get a gradient of their own."""
     token_evaluations: float
     """Tokens whose loss is evaluated at a draw."""
     operations: float
@@ -342,6 +343,9 @@ class Cost:
 def of(plan) -> Cost:
     """What a `Plan` takes, counted: each shard of its probe text repeats its chains."""
     work, shards = Work.of(plan), len(plan.stretches())
+    if plan.first_order:
+        operations_each = gradient_operations(work.shape, work.length - 1, plan.width)
+        return Cost(len(plan.tasks), 0, float(work.tokens), 0.0, work.tokens * operations_each)
     s, teams = work.settings, work.settings.chains * len(work.sampled)
     draw_tokens = work.members * (work.tokens + shards * work.loss_tokens)
     return Cost(
@@ -445,9 +449,24 @@ def _logits(shape: Shape, device: Device) -> float:
 
 def need(plan) -> dict[str, float]:
     """Bytes that a worker needs for the largest task of a plan (`memory`)."""
+    if plan.first_order:
+        return _gradient_memory(plan)
     device = _device(plan)
     passes = plan.tokens_per_pass or TOKENS_PER_PASS[device]
     return memory(_largest(Work.of(plan), passes, plan.shards), device, passes)
+
+
+def _gradient_memory(plan) -> dict[str, float]:
+    """Bytes of a worker to first order: the random matrices above all."""
+    shape, time, rows = plan.shape, plan.probe.length - 1, SIDE * REDUCED
+    held = 2 * plan.width * sum(min(size(name, shape), 3 * rows) for name in plan.components)
+    numbers = 14 * shape.width + 4 * shape.mlp + 3 * shape.heads * time
+    return {
+        "model": 4.0 * 2 * parameters(shape),
+        "random matrices": 4.0 * held,
+        "the way back": 4.0 * TARGETS * (time * numbers * shape.layers / 4 + 2 * shape.vocabulary),
+        "process": PROCESS_BYTES["cpu"],
+    }
 
 
 def _device(plan) -> Device:

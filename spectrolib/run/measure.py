@@ -19,6 +19,7 @@ import torch
 from ..model.loading import LanguageModel
 from .bank import open_bank
 from .cost import within
+from .firstorder import assemble_gradients, prepare
 from .plan import Plan, Task
 from .progress import Advance, show_progress
 from .result import assemble
@@ -69,6 +70,8 @@ def measure(
     check_executor(executor, workers)
     plan = fitted(plan, out, memory)
     kept = None if bank is None else str(open_bank(bank, plan).path.resolve())
+    if bank is not None and plan.first_order:
+        raise ValueError("a measurement to first order makes no draws that a bank could keep: leave the bank out")
     run = RunFolder(out, plan.manifest())
     left = plan.left(run.finished())
     if left:
@@ -82,6 +85,7 @@ def measure(
             blocks=plan.blocks,
             width=plan.width,
             tokens_per_pass=plan.tokens_per_pass,
+            direction=str(prepare(plan, run).resolve()) if plan.first_order else "",
             bank=kept,
         )
         with (
@@ -90,7 +94,7 @@ def measure(
         ):
             _run_all(submit, left, run, advance)
     if left or not run.result_path.exists():
-        run.save_result(assemble(plan, run))
+        run.save_result((assemble_gradients if plan.first_order else assemble)(plan, run))
     return open_result(out)
 
 

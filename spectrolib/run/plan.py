@@ -27,6 +27,10 @@ FORMAT = 2
 """Version of the run folder: raised when the numbers that a plan leads to change."""
 
 
+GRADIENT_WINDOWS = 8
+"""Probe windows in a task of a measurement to first order."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that a measurement depends on.
@@ -50,6 +54,8 @@ class Plan:
     """Consecutive blocks into which the draws of a chain are summed: two give split halves."""
     channels: int = 512
     """Channels of resolved rows (`estimator.ResolvedSums`), shared equally among the components; 0 for none."""
+    first_order: bool = False
+    """Gradients at w* in place of chains (`run.firstorder`): of the settings only γ and the seed count then."""
     shards: int = 1
     """Parts of the probe text, at most, that are tasks of their own, so that a worker needs the memory of one. Each
     repeats the chains. The result is the same to the last bit: this is no part of what identifies the plan."""
@@ -70,6 +76,8 @@ class Plan:
             raise ValueError(f"blocks must lie between 1 and the {self.settings.draws} draws, got {self.blocks}")
         if self.channels < 0:
             raise ValueError(f"channels must be 0 (none) or more, got {self.channels}")
+        if self.first_order and not self.channels:
+            raise ValueError("a measurement to first order keeps channels: give at least one for each component")
         if self.shards < 1:
             raise ValueError(f"shards must be at least 1, got {self.shards}")
         if self.tokens_per_pass is not None and self.tokens_per_pass < 1:
@@ -118,6 +126,8 @@ class Plan:
     def whole(self) -> list[Task]:
         """A task for each group and chain, all of the probe text in one: the longest first, so that workers finish
         together."""
+        if self.first_order:
+            return [Task(self.components, 0, gradients=True)]
         work = Work.of(self)
         together = sorted(work.groups, key=work.operations, reverse=True)
         return [Task(group, chain) for group in together for chain in range(self.settings.chains)]
@@ -143,11 +153,26 @@ class Plan:
                 reached = end
         return found
 
+    def pieces(self, task: Task) -> list[Task]:
+        """The shards of a whole task."""
+        return [self._part(task, stretch) for stretch in self.stretches()]
+
+    def amount(self, task: Task) -> int:
+        """What progress counts of a task: draws of single components, or tokens of a measurement to first order."""
+        if not self.first_order:
+            return len(task.components) * self.settings.draws
+        first, end = task.windows or (0, len(self.probe))
+        return (end - first) * (self.probe.length - 1)
+
     def _part(self, task: Task, stretch: Stretch) -> Task:
         return task if stretch == (0, len(self.probe)) else replace(task, windows=stretch)
 
     def stretches(self, first: int = 0, end: int | None = None) -> list[Stretch]:
         """How the probe windows from ``first`` to ``end`` are cut into shards."""
+        if self.first_order:  # small ones: each stands for itself, and a stop costs no more than one
+            end = len(self.probe) if end is None else end
+            starts = range(first, end, GRADIENT_WINDOWS)
+            return [(start, min(start + GRADIENT_WINDOWS, end)) for start in starts]
         return cut(first, len(self.probe) if end is None else end, len(self.probe), self.rows, self.shards)
 
     @property
@@ -175,6 +200,7 @@ class Plan:
             "estimator": self.estimator,
             "blocks": self.blocks,
             **({"channels": self.channels} if self.channels else {}),
+            **({"first_order": True} if self.first_order else {}),
             "versions": {"spectrolib": version("spectrolib"), "torch": torch.__version__, "numpy": np.__version__},
             "machine": {"processor": platform.machine(), "device": self.model.device.type} | passes,
         }
@@ -243,10 +269,16 @@ class Task:
     chain: int
     windows: Stretch | None = None
     """The first and one past the last; None for all."""
+    gradients: bool = False
+    """Whether it is of a measurement to first order."""
 
     @property
     def name(self) -> str:
         """A name fit for a file; it says which task of its plan this is."""
         layer = layer_of(self.components[0])
-        name = f"{self.components[0] if layer is None else f'layer{layer}'}.chain{self.chain}"
+        name = (
+            "gradients"
+            if self.gradients
+            else f"{self.components[0] if layer is None else f'layer{layer}'}.chain{self.chain}"
+        )
         return name if self.windows is None else f"{name}.windows{self.windows[0]}-{self.windows[1]}"

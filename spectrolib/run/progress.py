@@ -12,10 +12,10 @@ from .plan import Plan, Task
 
 
 class Advance:
-    """Progress over the draws of single components: a bar in a terminal, else a line for each finished task."""
+    """Progress over draws of single components, or tokens: a bar in a terminal, else a line for each finished task."""
 
-    def __init__(self, bar, total: int, draws: int, visible: bool):
-        self.bar, self.total, self.per_component = bar, total, draws
+    def __init__(self, bar, total: int, plan: Plan, visible: bool):
+        self.bar, self.total, self.plan = bar, total, plan
         self.visible, self.live, self.done, self.begin = visible, False, 0, time.monotonic()
 
     @contextmanager
@@ -40,7 +40,7 @@ class Advance:
         (row,) = self.bar.tasks
         self.bar.update(row.id, description=f"task {self.done} of {self.total}")
         if not self.live:
-            self.bar.advance(row.id, len(task.components) * self.per_component)
+            self.bar.advance(row.id, self.plan.amount(task))
         if self.visible and not self.bar.console.is_terminal:
             part, spent = row.completed / row.total, time.monotonic() - self.begin
             left = f", about {spent * (1 / part - 1):.0f} s left" if part > 0 else ""
@@ -57,13 +57,12 @@ def show_progress(plan: Plan, left: list[Task], visible: bool) -> Iterator[Advan
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} draws"),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + ("tokens" if plan.first_order else "draws")),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    draws = plan.settings.draws
     hidden = not (visible and console.is_terminal)
     with Progress(*columns, console=console, disable=hidden, speed_estimate_period=120) as bar:
-        bar.add_task(f"task 0 of {len(left)}", total=draws * sum(len(task.components) for task in left))
-        yield Advance(bar, len(left), draws, visible)
+        bar.add_task(f"task 0 of {len(left)}", total=sum(map(plan.amount, left)))
+        yield Advance(bar, len(left), plan, visible)

@@ -92,7 +92,7 @@ def assemble(plan: Plan, run: RunFolder):
             "estimator": list(ESTIMATORS),
             "control": list(estimator.CONTROLS),
             "block": block_draws,
-            **_token_coordinates(plan.model, plan.probe),
+            **token_coordinates(plan.model, plan.probe),
         },
         attrs={"manifest": json.dumps(plan.manifest(), sort_keys=True), "estimator": plan.estimator},
     )
@@ -172,7 +172,8 @@ def _start_losses(plan: Plan) -> Float[ndarray, " token"]:
         return engine.losses(plan.probe).flatten().cpu().numpy()
 
 
-def _token_coordinates(model: LanguageModel, probe: Windows) -> dict[str, tuple[str, ndarray]]:
+def token_coordinates(model: LanguageModel, probe: Windows) -> dict[str, tuple[str, ndarray]]:
+    """What each probe token is and where it stands, as coordinates of the dimension ``token``."""
     windows, length = probe.ids.shape
     predicted = probe.ids[:, 1:]
     text = {int(i): model.tokens.decode([int(i)]) if model.tokens else str(i) for i in np.unique(predicted)}

@@ -44,6 +44,18 @@ class ComponentRecord:
     """The fluctuations of all losses, where channels are kept."""
 
 
+@dataclass(frozen=True)
+class GradientRecord:
+    """What a stretch of the probe windows gave to first order (`model.gradients`)."""
+
+    losses: ndarray
+    """(tokens,) at w*, nats."""
+    rows: ndarray
+    """(halves, tokens, components, width) sketched gradients."""
+    slopes: ndarray
+    """(tokens, components) products with the gradient of the mean loss."""
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -70,7 +82,11 @@ class RunFolder:
         """Finished stretches of the probe windows by the name of the whole task; None for all of it in one file."""
         return finished_tasks(self.path)
 
-    def save_task(self, name: str, records: Mapping[str, ComponentRecord]) -> None:
+    def save_arrays(self, file: Path, arrays: Mapping[str, ndarray]) -> None:
+        """Keep named arrays, whole or not at all."""
+        _write_arrays(file, arrays)
+
+    def save_task(self, name: str, records: Mapping[str, ComponentRecord] | GradientRecord) -> None:
         """Keep what a finished task measured, whole or not at all."""
         write_task(self.task_file(name), records)
 
@@ -145,8 +161,23 @@ def claim(
     return path
 
 
-def write_task(file: Path, records: Mapping[str, ComponentRecord]) -> None:
+def read_gradients(file: Path) -> GradientRecord:
+    """What a finished task measured to first order.
+
+    Raises:
+        ValueError: if its file is damaged.
+    """
+    try:
+        with np.load(file) as stored:
+            return GradientRecord(**{name: stored[name] for name in GradientRecord.__dataclass_fields__})
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is damaged ({error}): delete it, and the same measurement makes it again") from error
+
+
+def write_task(file: Path, records: Mapping[str, ComponentRecord] | GradientRecord) -> None:
     """What a finished task measured, as a file: whole or not at all."""
+    if isinstance(records, GradientRecord):
+        return _write_arrays(file, vars(records))
     arrays: dict[str, ndarray] = {"components": np.array(list(records))}
     for i, record in enumerate(records.values()):
         arrays |= {f"{i}/rise": record.rise, f"{i}/batch_loss": record.batch_loss}
@@ -154,6 +185,10 @@ def write_task(file: Path, records: Mapping[str, ComponentRecord]) -> None:
             arrays |= {f"{i}/{b}/{key}": np.asarray(getattr(sums, key)) for key in sums.ARRAYS}
         if record.resolved is not None:
             arrays |= {f"{i}/resolved/{key}": values for key, values in record.resolved.to_arrays().items()}
+    _write_arrays(file, arrays)
+
+
+def _write_arrays(file: Path, arrays: Mapping[str, ndarray]) -> None:
     temporary = file.with_suffix(".part.npz")
     np.savez(temporary, **arrays)
     settle(temporary, file)

@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from ..estimator import CONTROL_DRAWS, CovarianceSums, ResolvedSums, joined
 from ..model.components import FULL
-from ..model.engine import Engine, one_thread
+from ..model.engine import Engine
 from ..model.loading import load_weights
 from ..model.shapes import Shape
 from ..posterior import Chain, Draw, Settings, lockstep, stable_seed, team
@@ -35,6 +35,8 @@ class Job:
     width: int = 0
     """Channels kept of each component for resolved rows; 0 for none."""
     tokens_per_pass: int | None = None
+    direction: str = ""
+    """File of the mean gradient, for a measurement to first order (`run.firstorder`); else none."""
     bank: str | None = None
     """Folder where draws are kept (`spectrolib.run.bank`)."""
 
@@ -160,15 +162,8 @@ class Recorder:
 
 
 @functools.lru_cache(maxsize=1)
-def _engine(folder: str, device: str, tokens_per_pass: int | None) -> Engine:
+def engine_at(folder: str, device: str, tokens_per_pass: int | None) -> Engine:
+    """The engine of the model in a folder; a process keeps the last one."""
     config, weights = load_weights(folder)
     weights = {name: tensor.to(device) for name, tensor in weights.items()}
     return Engine(Shape.from_config(config), weights, tokens_per_pass=tokens_per_pass)
-
-
-def work(job: Job, task: Task, report: Report = lambda draws: None) -> dict[str, ComponentRecord]:
-    """A task as a worker runs it: what it measured."""
-    with one_thread():
-        report(0)  # a worker that was told to stop begins no other task
-        engine = _engine(job.folder, job.device, job.tokens_per_pass)
-        return run_task(engine, job, task, report)

@@ -17,10 +17,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..model.engine import one_thread
+from .firstorder import run_gradients
 from .plan import Task
 from .progress import Advance
-from .store import write_task
-from .tasks import Job, work
+from .store import ComponentRecord, GradientRecord, write_task
+from .tasks import Job, Report, engine_at, run_task
+
+
+def work(job: Job, task: Task, report: Report = lambda done: None) -> dict[str, ComponentRecord] | GradientRecord:
+    """A task as a worker runs it: what it measured."""
+    with one_thread():
+        report(0)  # a worker that was told to stop begins no other task
+        engine = engine_at(job.folder, job.device, job.tokens_per_pass)
+        return (run_gradients if job.direction else run_task)(engine, job, task, report)
 
 
 @dataclass(frozen=True)
