@@ -130,8 +130,8 @@ class Recorder:
                 for above, below in zip(excess[::2, part], excess[1::2, part], strict=True):  # as Settings.members
                     sums.respond(above, below, self.settings.tilt)
         for part, resolved in zip(self.stretches, self.resolved, strict=False):
-            for member, losses in enumerate(excess[:, part]):
-                resolved.update(self.first_draw + index * len(excess) + member, losses)
+            for member, (losses, own) in enumerate(zip(excess[:, part], rise, strict=True)):
+                resolved.update(self.first_draw + index * len(excess) + member, losses + own)  # l_xy itself, not l_xy - L
         self.held.append((rise, excess.astype(np.float32)))
         if len(self.held) * len(rise) >= CONTROL_DRAWS:
             self._control()
