@@ -397,6 +397,18 @@ def channel(draw: int, width: int, seed: int) -> tuple[int, int]:
     return int(channels[place]), int(signs[place])
 
 
+def untilted(losses: Float[ndarray, "members tokens"], tilt: float) -> Float[ndarray, "draws tokens"]:
+    """The draws of a team at one time: the mean of each pair at nβ + tilt and nβ - tilt, which is at nβ up to O(tilt²).
+
+    The two of a pair share their noise, and hardly differ: as two channels they would say everything twice.
+
+    Args:
+        losses: of the members, in the order of `posterior.Settings.members`, where pairs stand side by side.
+        tilt: of the settings; 0 if there are no pairs.
+    """
+    return (losses[::2] + losses[1::2]) / 2 if tilt else losses
+
+
 class ResolvedSums:
     """A sketch of the fluctuations of many losses at the draws of one component's chains (module docstring).
 
@@ -521,20 +533,22 @@ class ResolvedSums:
         return sums
 
 
-def resolve(rows: Mapping[str, Float[ndarray, "tokens channels"]]) -> Float[ndarray, "tokens all_channels"]:
+def resolve(
+    rows: Mapping[str, Float[ndarray, "tokens channels"]], centre: bool = False
+) -> Float[ndarray, "tokens all_channels"]:
     """The resolved rows of every token: the channels of all components side by side.
 
-    From each component's rows their mean over tokens is taken: what moved all losses alike. Then they are divided by
-    their spread, the root mean square length over tokens, so that each component has the same say. Inner products are
-    those of the kernel Σ_C Cov_C(l, l') / σ_C², with σ_C² the mean over tokens of the variance of l - mean l. Lengths
-    of rows are left as they are: loud tokens have long ones.
+    Each component's rows are divided by their root mean square length over tokens, so that each component has the same
+    say. Inner products are those of the kernel Σ_C Cov_C(l, l') / σ_C², with σ_C² the mean over tokens of the variance
+    of l. Lengths of rows are left as they are: loud tokens have long ones.
 
     Args:
         rows: of each component, in the order of the columns; components may have any number of channels.
+        centre: whether the mean over tokens is taken away first, which leaves what sets a token apart from the text.
 
     Raises:
-        ValueError: if there are no components, they disagree on the number of tokens, a number is not finite, or no
-            loss moved apart from the others: the message says of which component.
+        ValueError: if there are no components, they disagree on the number of tokens, a number is not finite, or all
+            rows of a component are zero: the message says which.
     """
     if not rows:
         raise ValueError("there are no components to resolve")
@@ -544,12 +558,14 @@ def resolve(rows: Mapping[str, Float[ndarray, "tokens channels"]]) -> Float[ndar
     ends = np.cumsum([0, *(own.shape[1] for own in rows.values())])
     out = np.empty((tokens.pop(), ends[-1]), dtype=np.float32)
     for (name, own), first, end in zip(rows.items(), ends, ends[1:], strict=False):
-        out[:, first:end] = unit_spread(name, own)[0]
+        out[:, first:end] = unit_length(name, own, centre)[0]
     return out
 
 
-def unit_spread(name: str, rows: Float[ndarray, "tokens channels"]) -> tuple[Float[ndarray, "tokens channels"], float]:
-    """The rows of one component with mean zero over tokens and root mean square length 1, and that length before.
+def unit_length(
+    name: str, rows: Float[ndarray, "tokens channels"], centre: bool = False
+) -> tuple[Float[ndarray, "tokens channels"], float]:
+    """The rows of one component with a root mean square length of 1 over tokens, and that length before.
 
     Raises:
         ValueError: as `resolve`; ``name`` is the component's.
@@ -557,11 +573,12 @@ def unit_spread(name: str, rows: Float[ndarray, "tokens channels"]) -> tuple[Flo
     rows = np.asarray(rows, dtype=np.float64)
     if not np.isfinite(rows).all():
         raise ValueError(f"rows must be finite: those of {name!r} are not")
-    centred = rows - rows.mean(axis=0)
-    spread = np.sqrt((centred**2).sum(axis=1).mean())
-    if spread <= 1e-7 * np.abs(rows).max(initial=0):  # float32 of a constant
-        raise ValueError(f"no draw of {name!r} moved one token's loss and not another's: its rows have no spread")
-    return centred / spread, float(spread)
+    moved = rows - rows.mean(axis=0) if centre else rows
+    length = np.sqrt((moved**2).sum(axis=1).mean())
+    if length <= 1e-7 * np.abs(rows).max(initial=0):  # float32 of a constant
+        what = "moved one token's loss and not another's" if centre else "moved a token's loss"
+        raise ValueError(f"no draw of {name!r} {what}: its rows have no length")
+    return moved / length, float(length)
 
 
 Sums = TypeVar("Sums", CovarianceSums, ResolvedSums)

@@ -531,6 +531,7 @@ def _kept_numbers(component: str, shape: Shape, time: int) -> float:
 def _channel_bytes(work: Work) -> float:
     """Bytes of one token's channels on one chain of one component, float32, and their sum."""
     draws = work.settings.draws * work.members * math.ceil(work.settings.chains / 2)
+    draws //= 2 if work.settings.tilt else 1
     return 8 + 4 * min(max(1, work.channels // len(work.components)), draws) if work.channels else 0
 
 

@@ -68,8 +68,8 @@ def assemble_gradients(plan: Plan, run: RunFolder):
     Variables:
         susceptibility: (token, component), to first order (module docstring); nats², up to a factor of each component.
         resolved: (half, token, channel), sketched gradients; ``channel_component`` says whose. Those of a component
-            have mean zero and unit spread over the text.
-        resolved_scale: (half, component), that spread before: of ∇_C l, nats per unit of weight.
+            have unit length on average over the text.
+        resolved_scale: (half, component), that length before: of ∇_C l, nats per unit of weight.
         loss: (token,), loss at w*, nats.
     """
     import xarray as xr

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy import ndarray
 
-from ..estimator import ResolvedSums, joined, unit_spread
+from ..estimator import ResolvedSums, joined, unit_length
 from .plan import Plan
 from .store import TaskFile
 
@@ -43,7 +43,7 @@ def labelled(names: Sequence[str], halves: Sequence[Sequence[ndarray]]) -> dict[
     Rows are kept in half precision: an error of 2^-11 of an entry, far below the noise of a sketch or of the draws.
 
     Args:
-        halves: for each half the rows (tokens, channels) of each component, which come to unit spread here.
+        halves: for each half the rows (tokens, channels) of each component, which come to unit length here, on average.
     """
     most = [max(half[i].shape[1] for half in halves) for i in range(len(names))]
     ends = np.cumsum([0, *most])
@@ -51,7 +51,7 @@ def labelled(names: Sequence[str], halves: Sequence[Sequence[ndarray]]) -> dict[
     scale = np.empty((len(halves), len(names)))
     for h, half in enumerate(halves):
         for i, (name, own) in enumerate(zip(names, half, strict=True)):
-            unit, scale[h, i] = unit_spread(name, own)
+            unit, scale[h, i] = unit_length(name, own)
             rows[h, :, ends[i] : ends[i] + own.shape[1]] = unit
     return {
         "resolved": (("half", "token", "channel"), rows),
@@ -60,13 +60,17 @@ def labelled(names: Sequence[str], halves: Sequence[Sequence[ndarray]]) -> dict[
     }
 
 
-def rows_of(result, components: Sequence[str] | None = None, halves: Sequence[int] | None = None) -> ndarray:
+def rows_of(
+    result, components: Sequence[str] | None = None, halves: Sequence[int] | None = None, centre: bool = False
+) -> ndarray:
     """The resolved rows of a result, halves side by side: (token, channel), float32.
 
     Inner products are those of the kernel Σ_C Cov_C(l, l') / σ_C², each component with the same say, averaged over the
     halves.
 
     Args:
+        centre: whether the mean over tokens is taken away, which leaves what sets a token apart from the text. Rows of
+            quiet tokens, whose loss hardly moves, then all point away from that mean.
         components: those whose channels count; all by default.
         halves: 0, 1 or both (the default).
 
@@ -92,4 +96,5 @@ def rows_of(result, components: Sequence[str] | None = None, halves: Sequence[in
             )
         table = table[:, :, np.isin(held, list(components))]
     parts = [table[half].values.astype(np.float32) for half in chosen]
-    return np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))
+    rows = np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))
+    return rows - rows.mean(axis=0) if centre else rows

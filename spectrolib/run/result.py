@@ -45,8 +45,8 @@ def assemble(plan: Plan, run: RunFolder):
         loss_rise, batch_loss: (sampled, chain, draw), traces of g and of the minibatch loss, nats.
         loss: (token,), loss at w*, nats.
         resolved: (half, token, channel), resolved rows (`estimator.ResolvedSums`), where the plan keeps channels. Which
-            component a channel belongs to says ``channel_component``; its rows have mean zero and unit spread.
-        resolved_scale: (half, component), that spread before, nats.
+            component a channel belongs to says ``channel_component``; its rows have unit length on average.
+        resolved_scale: (half, component), that length before, nats.
     """
     import xarray as xr
 

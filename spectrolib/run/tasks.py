@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from ..estimator import CONTROL_DRAWS, CovarianceSums, ResolvedSums, joined
+from ..estimator import CONTROL_DRAWS, CovarianceSums, ResolvedSums, joined, untilted
 from ..model.components import FULL
 from ..model.engine import Engine
 from ..model.loading import load_weights
@@ -107,7 +107,8 @@ class Recorder:
 
     def __init__(self, name: str, settings: Settings, chain: int, stretches: list[slice], blocks: int, width: int = 0):
         self.name, self.settings, self.chain, self.stretches = name, settings, chain, stretches
-        half, self.first_draw = chain % 2, chain // 2 * settings.draws * len(settings.members)
+        half, pairs = chain % 2, 2 if settings.tilt else 1
+        self.first_draw = chain // 2 * settings.draws * len(settings.members) // pairs
         seed = stable_seed("resolved", settings.seed, name, half)  # halves share no sketch
         kept = stretches if width and name != FULL else []
         self.resolved = [ResolvedSums(part.stop - part.start, width, seed) for part in kept]
@@ -130,8 +131,9 @@ class Recorder:
                 for above, below in zip(excess[::2, part], excess[1::2, part], strict=True):  # as Settings.members
                     sums.respond(above, below, self.settings.tilt)
         for part, resolved in zip(self.stretches, self.resolved, strict=False):
-            for member, (losses, own) in enumerate(zip(excess[:, part], rise, strict=True)):
-                resolved.update(self.first_draw + index * len(excess) + member, losses + own)  # l_xy itself, not l_xy - L
+            own = untilted(excess[:, part] + rise[:, None], self.settings.tilt)  # of l_xy itself, not l_xy - L
+            for i, losses in enumerate(own):
+                resolved.update(self.first_draw + index * len(own) + i, losses)
         self.held.append((rise, excess.astype(np.float32)))
         if len(self.held) * len(rise) >= CONTROL_DRAWS:
             self._control()
