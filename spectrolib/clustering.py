@@ -11,10 +11,13 @@ those well. `certify` compares what was found with exact solutions, and `spectro
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,9 +26,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 from . import pagerank, peeling
+from .graph import knn_graph
 from .pagerank import SweepCut, approximate_pagerank, conductance, exact_pagerank, sweep_cut
 
 __all__ = [
@@ -43,7 +47,10 @@ __all__ = [
 ]
 
 Method = Literal["fast", "literal"]
-CLUSTER, MAIN_BODY, SMALL, ISOLATED, UNVISITED = WHY = ("cluster", "main body", "small", "isolated", "unvisited")
+CLUSTER, MAIN_BODY, SMALL, ISOLATED, UNVISITED, FLEETING, QUIET = WHY = (
+    *("cluster", "main body", "small", "isolated", "unvisited"),
+    *("fleeting", "quiet"),
+)
 """What can become of a token."""
 LARGEST = 1000
 """Tokens of the largest cluster, unless another ``max_size`` is asked for."""
@@ -64,10 +71,15 @@ class Clustering:
     """How many clusters were found before it."""
     why: ndarray
     """(n,) text: "cluster"; "main body" (a seed whose cut is no cluster, or spoken for by one); "small" (of a cut
-    below min_size); "isolated" (no neighbour left); "unvisited" (none of these: the search ended before)."""
+    below min_size); "isolated" (no neighbour left); "unvisited" (none of these: the search ended before). Of
+    `stable_clusters` also "fleeting" (in clusters that do not come back) and "quiet" (a row too short to compare)."""
     seeds_tried: int
     finished: bool = True
     """False if Ctrl-C ended the search: the clusters are sound, others may be missing."""
+    share: Float[ndarray, " clusters"] | None = None
+    """Of the repetitions in which each cluster came back, where there were any (`stable_clusters`)."""
+    support: Float[ndarray, " n"] | None = None
+    """Of the repetitions in which each token was in its cluster, likewise."""
 
     @property
     def main_body(self) -> Bool[ndarray, " n"]:
@@ -313,6 +325,195 @@ def _exactly(rest: peeling.Rest, members: ndarray, seed: int, options: peeling.O
     shortest = (len(members) + 1) // 2
     best = shortest + int(profile[shortest - 1 :].argmin())
     return peeling.overlap(members, rest.names[order[:best]]), float(profile[best - 1])
+
+
+# Clusters that come back ---------------------------------------------------------------------------------------------
+
+
+def stable_clusters(
+    rows: Float[ndarray, "n d"],
+    *,
+    repeats: int = 10,
+    share: float = 1 / 3,
+    least: float = 0.5,
+    k: int = 15,
+    min_size: int = 10,
+    quiet: float = 0.02,
+    seed: int = 0,
+    workers: int = 1,
+    progress: bool = False,
+    **options,
+) -> Clustering:
+    """Clusters that come back when the channels of the rows are drawn again.
+
+    Each repetition takes some of the channels at random, brings rows to unit length, and cuts their mutual graph by
+    conductance. A cluster *comes back* in a repetition that has one of more than half its tokens in common (Jaccard).
+    From all clusters of all repetitions the one that comes back most often is taken first, then the best of those
+    left, and so on. What is published is not it but the agreement: the tokens that most of its matches hold.
+
+    How many channels a repetition takes: a third. Channels are independent looks at the same inner products. The mean
+    of m out of K differs from the mean of all by a variance in proportion to 1/m - 1/K; the mean of K fresh ones by
+    2/K. The two are equal at m = K/3, so a repetition strays from the published clusters as far as a fresh measurement
+    would. It is a noisier look itself, so that the share errs on the low side.
+
+    Args:
+        rows: resolved rows (`run.resolved.rows_of`): any length, channels as columns.
+        repeats: how often.
+        share: part of the channels in a repetition.
+        least: a cluster that came back in a smaller part of the repetitions is left out.
+        k, min_size: neighbours in the graph, and tokens of the smallest cluster.
+        quiet: rows shorter than this part of the root mean square length are left out: a token that no draw moves has
+            no direction to compare, and all such tokens would be neighbours.
+        seed: of the channels, and of the search.
+        workers: processes; the result is the same for any number.
+        progress: show a bar on a terminal.
+        options: of `conductance_clusters`.
+
+    Returns:
+        A `Clustering` with the share of repetitions in which each cluster came back (``share``) and in which each token
+        was in the match of its cluster (``support``). ``conductance`` is the mean over matches, ``seeds`` and
+        ``order`` are those of the cluster that was taken.
+
+    Raises:
+        ValueError: for rows that are not a finite table, fewer than two repeats, or an option out of range.
+    """
+    rows = np.asarray(rows, dtype=np.float32)
+    if rows.ndim != 2 or not np.isfinite(rows).all():
+        raise ValueError(f"rows must be a finite (tokens, channels) table, got shape {rows.shape}")
+    if repeats < 2:
+        raise ValueError(f"repeats must be at least 2, got {repeats}")
+    for name, value in (("share", share), ("least", least)):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} must lie above 0 and be at most 1, got {value}")
+    length = np.sqrt((rows.astype(np.float64) ** 2).sum(axis=1))
+    loud = np.flatnonzero(length > quiet * np.sqrt((length**2).mean()))
+    if len(loud) <= k:
+        raise ValueError(f"{len(loud)} rows are long enough to be compared, and each needs {k} others")
+    unit = rows[loud] / length[loud, None].astype(np.float32)
+    count = max(1, round(share * unit.shape[1]))
+    rngs = [np.random.default_rng([seed, repeat]) for repeat in range(repeats)]
+    chosen = [np.sort(rng.choice(unit.shape[1], count, replace=False)) for rng in rngs]
+    run = functools.partial(_repetition, k=k, options={"min_size": min_size, "seed": seed, **options})
+    with _bar(repeats, progress) as advance:
+        found = list(_each(run, [unit[:, some] for some in chosen], workers, advance))
+    agreed = _agreement([one.labels for one in found], least, min_size)
+    return _published(agreed, found, loud, len(rows))
+
+
+def _repetition(rows: Float[ndarray, "n d"], k: int, options: Mapping) -> Clustering:
+    length = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    unit = np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    return conductance_clusters(knn_graph(unit, k=k, symmetrise="mutual"), **options)
+
+
+def _each(run, parts: Sequence, workers: int, advance) -> Iterator[Clustering]:
+    """The results of all parts in order, by so many processes."""
+    if workers == 1:
+        for done, part in enumerate(parts, 1):
+            yield run(part)
+            advance(done, 0)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done, result in enumerate(pool.map(run, parts), 1):
+            yield result
+            advance(done, 0)
+
+
+class _Agreed(NamedTuple):
+    """What repetitions agree on, cluster by cluster."""
+
+    members: list[Int[ndarray, " m"]]
+    share: list[float]
+    support: Float[ndarray, " n"]
+    source: list[tuple[int, int]]
+    """Repetition and number of the cluster that was taken."""
+    matches: list[list[tuple[int, int]]]
+
+
+def overlaps(
+    first: Int[ndarray, " n"], second: Int[ndarray, " n"]
+) -> Float[csr_array, "first_clusters second_clusters"]:
+    """Jaccard overlaps of the clusters of two labellings (-1: none)."""
+    both = (first >= 0) & (second >= 0)
+    shape = (int(first.max(initial=-1)) + 1, int(second.max(initial=-1)) + 1)
+    common = coo_array((np.ones(both.sum()), (first[both], second[both])), shape=shape).tocsr().tocoo()
+    sizes = [np.bincount(labels[labels >= 0], minlength=n) for labels, n in zip((first, second), shape, strict=True)]
+    union = sizes[0][common.row] + sizes[1][common.col] - common.data
+    return coo_array((common.data / union, (common.row, common.col)), shape=shape).tocsr()
+
+
+def _matches(labels: Sequence[Int[ndarray, " n"]]) -> list[list[list[tuple[int, int]]]]:
+    """For each cluster of each repetition the clusters that it comes back as, itself included."""
+    found = [[[] for _ in range(int(own.max(initial=-1)) + 1)] for own in labels]
+    for i, first in enumerate(labels):
+        for j, second in enumerate(labels):
+            table = overlaps(first, second).tocoo()
+            for a, b in zip(*(part[table.data > 0.5] for part in (table.row, table.col)), strict=True):
+                found[i][int(a)].append((j, int(b)))  # one at most: two sets cannot both share most of a third
+    return found
+
+
+def _agreement(labels: Sequence[Int[ndarray, " n"]], least: float, min_size: int) -> _Agreed:
+    repeats, n = len(labels), len(labels[0])
+    matches = _matches(labels)
+    candidates = [(i, c) for i, own in enumerate(matches) for c in range(len(own))]
+    candidates.sort(key=lambda ic: (-len(matches[ic[0]][ic[1]]), ic))
+    agreed, used, taken = _Agreed([], [], np.zeros(n), [], []), set(), np.zeros(n, dtype=bool)
+    for i, c in candidates:
+        own = matches[i][c]
+        if (i, c) in used or len(own) < least * repeats:
+            continue
+        votes = sum((labels[j] == b).astype(np.int64) for j, b in own)
+        members = np.flatnonzero((2 * votes > len(own)) & ~taken)
+        used.update(own)
+        if len(members) < min_size:
+            continue
+        mine = np.full(n, -1)
+        mine[members] = 0
+        back = [(j, int(row.indices[0])) for j, row in ((j, _best(mine, labels[j])) for j in range(repeats)) if row.nnz]
+        if len(back) < least * repeats:
+            continue
+        used.update(back)
+        taken[members] = True
+        agreed.members.append(members)
+        agreed.share.append(len(back) / repeats)
+        agreed.support[members] = sum((labels[j][members] == b) for j, b in back) / repeats
+        agreed.source.append((i, c))
+        agreed.matches.append(back)
+    return agreed
+
+
+def _best(mine: Int[ndarray, " n"], labels: Int[ndarray, " n"]) -> csr_array:
+    """The cluster that comes back as the only one of ``mine``, if there is one."""
+    table = overlaps(mine, labels)
+    table.data[table.data <= 0.5] = 0
+    table.eliminate_zeros()
+    return table
+
+
+def _published(agreed: _Agreed, found: Sequence[Clustering], loud: Int[ndarray, " m"], n: int) -> Clustering:
+    order = sorted(range(len(agreed.members)), key=lambda i: (-len(agreed.members[i]), i))
+    labels, support, why = np.full(n, -1), np.zeros(n), np.full(n, QUIET, dtype=f"<U{max(map(len, WHY))}")
+    reasons = np.stack([one.why for one in found])
+    why[loud] = [max(WHY, key=lambda reason: (own == reason).sum()) for own in reasons.T]
+    why[why == CLUSTER] = FLEETING
+    for label, i in enumerate(order):
+        labels[loud[agreed.members[i]]] = label
+        support[loud[agreed.members[i]]] = agreed.support[agreed.members[i]]
+    why[labels >= 0] = CLUSTER
+    sources = [agreed.source[i] for i in order]
+    return Clustering(
+        labels,
+        conductance=np.array([np.mean([found[j].conductance[b] for j, b in agreed.matches[i]]) for i in order]),
+        seeds=np.array([loud[found[j].seeds[b]] for j, b in sources], dtype=np.int64),
+        sizes=np.array([len(agreed.members[i]) for i in order], dtype=np.int64),
+        order=np.array(order, dtype=np.int64),
+        why=why,
+        seeds_tried=sum(one.seeds_tried for one in found),
+        finished=all(one.finished for one in found),
+        share=np.array([agreed.share[i] for i in order]),
+        support=support,
+    )
 
 
 # On disk -------------------------------------------------------------------------------------------------------------

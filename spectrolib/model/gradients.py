@@ -219,7 +219,8 @@ class TokenGradients:
         own, unembedding = torch.arange(len(targets)), engine.weights[shape.unembed]
         logits = hidden @ unembedding.T
         error = logits.softmax(dim=1)
-        error[own, targets] -= 1
+        error[own, targets] = 0
+        error[own, targets] = -error.sum(dim=1)  # p_y - 1, without the digits that it loses where p_y is near 1
         above = hidden.new_zeros(len(own), *states.shape)
         above[own, first + own] = error @ unembedding
         needed = sorted({_matrix(block) for owned in self.blocks.values() for block in owned} & set(tape.wrote))
