@@ -228,8 +228,8 @@ def joined(parts: Sequence[Sums]) -> Sums:
         ValueError: if the parts do not hold the same draws.
     """
     arrays = [part.to_arrays() for part in parts]
-    for name in set(arrays[0]) - set(parts[0].VECTORS):
-        if not all(np.array_equal(arrays[0][name], own[name]) for own in arrays[1:]):
+    for name in arrays[0]:
+        if name not in parts[0].VECTORS and not all(np.array_equal(arrays[0][name], own[name]) for own in arrays[1:]):
             raise ValueError(f"stretches of tokens join if they saw the same draws: their {name} differ")
     vectors = {name: np.concatenate([own[name] for own in arrays], axis=-1) for name in parts[0].VECTORS}
     return type(parts[0]).from_arrays(arrays[0] | vectors)

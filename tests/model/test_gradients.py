@@ -177,13 +177,14 @@ def test_quiet_tokens_keep_their_digits(tiny_gpt_neox):
     engine, sure = engine_of(tiny_gpt_neox), in_float64(tiny_gpt_neox)
     for one in (engine, sure):
         one.weights["embed_out.weight"] = one.weights["embed_out.weight"] * 60
-    ids = text(engine, windows=1, length=17, seed=4)
-    with torch.no_grad():  # each token the likeliest one: small losses
-        for t in range(1, ids.shape[1]):
-            hidden = forward(sure.weights, sure.shape, sure.rotary, ids[:, :t])[0, -1]
-            ids[0, t] = (sure.weights["embed_out.weight"] @ hidden).argmax()
-    found, truth = (next(TokenGradients(one, ["l1 mlp"], width=16)(ids)) for one in (engine, sure))
-    quiet = truth.losses < 1e-4
-    assert quiet.sum() >= 3
-    error = (found.rows[0, quiet, 0] - truth.rows[0, quiet, 0]).norm(dim=1) / truth.rows[0, quiet, 0].norm(dim=1)
-    assert float(error.max()) < 0.02
+    ids = text(engine, windows=60, length=5, seed=4)
+    with torch.no_grad():  # the last token the likeliest one: some are nearly sure
+        hidden = forward(sure.weights, sure.shape, sure.rotary, ids[:, :-1])[:, -1]
+        ids[:, -1] = (hidden @ sure.weights["embed_out.weight"].T).argmax(dim=1)
+    checked = 0
+    for mine, true in zip(*(TokenGradients(one, ["l1 mlp"], width=16)(ids) for one in (engine, sure)), strict=True):
+        if 1e-12 < true.losses[-1] < 1e-4:
+            error = (mine.rows[0, -1, 0] - true.rows[0, -1, 0]).norm() / true.rows[0, -1, 0].norm()
+            assert float(error) < 0.02
+            checked += 1
+    assert checked >= 2
