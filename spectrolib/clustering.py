@@ -52,6 +52,8 @@ CLUSTER, MAIN_BODY, SMALL, ISOLATED, UNVISITED, FLEETING, QUIET = WHY = (
     *("fleeting", "quiet"),
 )
 """What can become of a token."""
+OPTIONAL = ("share", "support")
+"""Fields that only clusters of several repetitions have."""
 LARGEST = 1000
 """Tokens of the largest cluster, unless another ``max_size`` is asked for."""
 
@@ -531,6 +533,7 @@ def summary(clustering: Clustering) -> dict:
         "left": clustering.left(),
         "seeds_tried": clustering.seeds_tried,
         "finished": clustering.finished,
+        **({} if clustering.share is None else {"share": clustering.share.tolist()}),
     }
 
 
@@ -543,7 +546,8 @@ def save_clusters(clustering: Clustering, folder: str | Path, summary: Mapping) 
     folder = Path(folder)
     arrays, text = folder / "clusters.part.npz", folder / "clusters.json.part"
     try:
-        np.savez_compressed(arrays, **asdict(clustering))
+        fields = {name: value for name, value in asdict(clustering).items() if value is not None}
+        np.savez_compressed(arrays, **fields)
         os.replace(arrays, folder / "clusters.npz")
         text.write_text(json.dumps(summary, indent=2) + "\n")
         os.replace(text, folder / "clusters.json")
@@ -562,7 +566,8 @@ def open_clusters(folder: str | Path) -> Clustering:
         raise ValueError(f"{folder} holds no clusters (no clusters.npz): run `spectro cluster {folder}`")
     try:
         with np.load(file) as arrays:
-            fields = {name: arrays[name] for name in Clustering.__dataclass_fields__}
+            there = [name for name in Clustering.__dataclass_fields__ if name in arrays or name not in OPTIONAL]
+            fields = {name: arrays[name] for name in there}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is damaged ({error}): run `spectro cluster {folder}` again") from error
     fields |= {name: fields[name].item() for name in ("seeds_tried", "finished")}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .runs import CUT, clustered_result, standardisation, tokenizer_for
+from .runs import CUT, clustered_result, clustered_vectors, tokenizer_for
 from .terminal import console, duration, one_line_errors, print_rows
 
 
@@ -27,7 +27,6 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
     import time
 
     from .. import clustering
-    from ..estimator import standardise
     from ..reading import tokenmap
     from ..reading.cards import open_cards
 
@@ -35,7 +34,7 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
     result, found = clustered_result(run), clustering.open_clusters(run)
     cards = open_cards(run) if (run / "cards.json").exists() else []
     tokenizer, missed = tokenizer_for(run, result, model)
-    vectors = standardise(result["susceptibility"].values, **standardisation(run))
+    vectors = clustered_vectors(run, result)
     before = time.perf_counter()
     with console(stderr=True).status(f"laying out {len(vectors):,} tokens"):
         positions = tokenmap.layout(vectors, k=k, seed=seed, cache=run / "layout.npz")

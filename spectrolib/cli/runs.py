@@ -27,9 +27,24 @@ def clustered_result(run: Path):
     return with_estimator(result, estimator) if estimator else result
 
 
+def clustered_vectors(run: Path, result):
+    """The vectors that `spectro cluster` cut: resolved rows of unit length, or standardised susceptibilities."""
+    import numpy as np
+
+    from ..estimator import standardise
+    from ..run.resolved import rows_of
+
+    if settings_of_clusters(run).get("rows") != "resolved":
+        return standardise(result["susceptibility"].values, **standardisation(run))
+    rows = rows_of(result)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+
+
 def standardisation(run: Path) -> dict:
-    """How `spectro cluster` standardised the vectors."""
+    """How the paper's rows are standardised: as `spectro cluster` did, or centred where it took resolved ones."""
     settings = {"rows": "center", "whiten": False} | settings_of_clusters(run)
+    settings["rows"] = "center" if settings["rows"] == "resolved" else settings["rows"]
     return {"rows": None if settings["rows"] == "none" else settings["rows"], "whiten": settings["whiten"]}
 
 

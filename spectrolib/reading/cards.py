@@ -103,6 +103,12 @@ class Card:
     rule: Rule | None
     """None where members are in too few windows to fit and to judge one."""
     name: Name | None = None
+    share: float | None = None
+    """Of the repetitions in which the cluster came back (`clustering.stable_clusters`), where there were any."""
+    loss: float | None = None
+    """Median over members of their loss at w*, nats."""
+    length: float | None = None
+    """Median over members of the length of their resolved rows, where 1 is the root mean square over all tokens."""
 
 
 def cards(
@@ -143,6 +149,9 @@ def cards(
         positions=standardise(chi, rows=rows, whiten=True) if whiten else None,
         conductance=clustering.conductance,
         reliability=_reliability(result, rows),
+        share=clustering.share,
+        loss=result["loss"].values if "loss" in result else None,
+        length=_lengths(result),
         examples=examples,
         seed=seed,
     )
@@ -154,6 +163,13 @@ def _reliability(result, rows) -> Float[ndarray, " tokens"] | None:
     return token_reliability(result, rows=rows).values if "half_susceptibility" in result else None
 
 
+def _lengths(result) -> Float[ndarray, " tokens"] | None:
+    if "resolved" not in result:
+        return None
+    length = np.linalg.norm(result["resolved"].values.astype(np.float32), axis=(0, 2))
+    return length / np.sqrt((length**2).mean())
+
+
 def for_labels(
     features: Features,
     labels: Int[ndarray, " tokens"],
@@ -163,6 +179,9 @@ def for_labels(
     positions: Float[ndarray, "tokens axes"] | None = None,
     conductance: Float[ndarray, " clusters"] | None = None,
     reliability: Float[ndarray, " tokens"] | None = None,
+    share: Float[ndarray, " clusters"] | None = None,
+    loss: Float[ndarray, " tokens"] | None = None,
+    length: Float[ndarray, " tokens"] | None = None,
     examples: int = 12,
     seed: int = 0,
 ) -> list[Card]:
@@ -205,16 +224,23 @@ def for_labels(
             size=len(rows),
             documents=len(np.unique(text.documents[rows])),
             conductance=None if conductance is None else float(conductance[cluster]),
-            reliability=None if reliability is None else float(np.median(reliability[rows])),
+            reliability=_median(reliability, rows),
             tokens=tuple(tokens),
             examples=tuple(example(text, row) for row in shown),
             shared=tuple(shared),
             responses=_responses(vectors[rows], components),
             nearest=_nearest(centres, cluster),
             rule=rule,
+            share=None if share is None else float(share[cluster]),
+            loss=_median(loss, rows),
+            length=_median(length, rows),
         )
         made.append(card)
     return made
+
+
+def _median(values: Float[ndarray, " tokens"] | None, rows: Int[ndarray, " m"]) -> float | None:
+    return None if values is None else float(np.median(values[rows]))
 
 
 def _label(rule: Rule | None, shared: Sequence[Shared], tokens: Sequence[tuple[str, int]]) -> str:

@@ -107,6 +107,8 @@ def _card(card: Card, token_map: str) -> str:
     order = {
         "size": card.size,
         "conductance": _sortable(card.conductance),
+        "share": _sortable(card.share),
+        "loss": _sortable(card.loss),
         "reliability": _sortable(card.reliability),
         "precision": _sortable(rule and rule.precision.value),
         "recall": _sortable(rule and rule.recall.value),
@@ -138,6 +140,12 @@ def _facts(card: Card, on_map: str) -> str:
     ]
     if card.conductance is not None:
         facts.append(f"conductance {card.conductance:.3f}")
+    if card.share is not None:
+        facts.append(f"came back in {card.share:.0%} of repetitions")
+    if card.loss is not None:
+        facts.append(f"loss {card.loss:.2f} nats")
+    if card.length is not None:
+        facts.append(f"row length {card.length:.2f}")
     if card.reliability is not None:
         facts.append(f"reliability {card.reliability:.2f}")
     if card.name:
@@ -233,6 +241,7 @@ suppression.</p>
 <label>Search <input id="search" type="search" autocomplete="off" spellcheck="false"></label>
 <label>Order <select id="order">
 <option value="size">size</option><option value="precision">precision</option><option value="recall">recall</option>
+<option value="share">how often it came back</option><option value="loss">loss</option>
 <option value="reliability">reliability</option><option value="conductance">conductance, sharpest first</option>
 <option value="cluster">number</option>
 </select></label>
