@@ -18,7 +18,6 @@ Nothing here imports devinterp.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +28,7 @@ from numpy import ndarray
 
 from .. import estimator
 from ..estimator import ESTIMATORS, CovarianceSums
-from ..model.components import FULL
+from ..model.components import FULL, Component
 from ..model.engine import one_thread
 from ..posterior import Settings, lockstep, stable_seed, team
 from .plan import Plan
@@ -148,13 +147,12 @@ def _stores(samples) -> dict[str, object]:
 
 def _order(name: str) -> tuple:
     """Heads by layer, MLPs, embedding, unembedding, the whole; other names after them."""
-    from ..model.components import layer_of
-
-    layer = layer_of(name)
-    if layer is not None:
-        return (1, layer, 0) if name.endswith("mlp") else (0, layer, int(re.split("[hg]", name)[1]))
-    rank = {"embed": 2, "unembed": 3, FULL: 5}.get(name, 4)
-    return (rank, 0, 0) if rank != 4 else (4, name, 0)
+    try:
+        component = Component.of(name)
+    except ValueError:  # theirs alone
+        return (4, name, 0)
+    rank = {"head": 0, "group": 0, "mlp": 1, "embed": 2, "unembed": 3, "full": 5}[component.kind]
+    return (rank, component.layer or 0, component.index or 0)
 
 
 def _open(store, name: str):
