@@ -148,7 +148,7 @@ class Engine:
     def _chunks(self, ids: Int[Tensor, "windows length"]) -> tuple[Tensor, ...]:
         return ids.split(max(1, self.tokens_per_pass // (ids.shape[1] - 1)))
 
-    def group(self, names: Sequence[str]) -> Group:
+    def group(self, names: Sequence[str | Component]) -> Group:
         """The components ``names``, which must share a prefix (see `groups`), ready to be moved together.
 
         A name may stand there several times: so many copies of the component move, each on its own.
@@ -158,15 +158,15 @@ class Engine:
         """
         members = tuple(check(name, self.shape) for name in names)
         if len({member.prefix for member in members}) != 1:
-            raise ValueError(f"components {list(names)} do not share a prefix: take one of {groups(names)}")
+            raise ValueError(f"components {list(map(str, names))} do not share a prefix: take one of {groups(names)}")
         return Group(self, members)
 
 
-def groups(names: Sequence[str]) -> list[tuple[str, ...]]:
+def groups(names: Sequence[str | Component]) -> list[tuple[str, ...]]:
     """Components by the prefix that they share: those of one layer together, every other one alone."""
     found: dict[object, list[str]] = {}
     for name in names:
-        found.setdefault(Component.of(name).prefix, []).append(name)
+        found.setdefault(Component.of(name).prefix, []).append(str(name))
     return [tuple(group) for group in found.values()]
 
 
