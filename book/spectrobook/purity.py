@@ -35,7 +35,8 @@ from spectrolib.estimator import standardise
 from spectrolib.model.components import FULL, names
 from spectrolib.model.engine import groups
 from spectrolib.model.loading import LanguageModel, engine_of, load_model
-from spectrolib.posterior import Chain, Settings, lockstep, stable_seed
+from spectrolib.posterior import Settings, stable_seed
+from spectrolib.run.readings import readings
 from spectrolib.text.corpus import Windows
 
 from . import language as planted
@@ -79,28 +80,28 @@ def fluctuations(
     The chains are those of `measure`: the same engine, sampler and seeds.
 
     Raises:
+        ValueError: for coupled chains. Halves of the chains must be independent, and g is permuted over draws of one
+            posterior, each as good as any other: mirrored twins are not the one, and tilted pairs not the other.
         ChainError: if a loss is not finite, or a chain is no longer local.
     """
+    if settings.tilt or settings.antithetic:
+        raise ValueError(
+            "every draw must be of one posterior and an independent chain, got coupled ones (tilt "
+            f"{settings.tilt:g}, antithetic {settings.antithetic}): take settings.plain()"
+        )
     engine = engine_of(model)
     components = tuple(components) or tuple(names(engine.shape))
     tokens = probe.ids[:, 1:].size
-    start = engine.losses(probe).double().flatten()
     kept = np.empty((len(components) + 1, settings.chains, settings.draws, tokens), dtype=np.float32)
     rise = np.empty(kept.shape[:3])
     order = {name: i for i, name in enumerate([*components, FULL])}
     for together in groups(list(order)):
-        group = engine.group(together)
-        cached, rows = group.cache(probe), [order[name] for name in together]
+        rows = [order[name] for name in together]
         for k in range(settings.chains):
-            chains = [
-                Chain(begin, settings, name=name, chain=k) for name, begin in zip(together, group.start, strict=True)
-            ]
-            for draw in lockstep(chains, group.minibatch_gradients(sampling, settings, k), settings):
-                change = group.losses(draw.positions, cached).double().flatten(1) - start
-                rise[rows, k, draw.index] = change.mean(dim=1)
-                for chain, row in zip(chains, rows, strict=True):
-                    chain.check(rise[row, k, draw.index], draw.index)
-                kept[rows, k, draw.index] = change - change.mean(dim=1, keepdim=True)
+            for reading in readings(engine, together, k, settings, sampling=sampling, probe=probe):
+                change, index = reading.change, reading.draw.index
+                rise[rows, k, index] = change.mean(dim=1)
+                kept[rows, k, index] = change - change.mean(dim=1, keepdim=True)
     return Fluctuations(components, rise[:-1], kept[:-1], kept[-1])
 
 

@@ -59,7 +59,8 @@ from torch import Tensor
 
 from spectrolib.estimator import CovarianceSums
 from spectrolib.model.loading import engine_of
-from spectrolib.posterior import Settings, minibatches, sample
+from spectrolib.posterior import Settings, minibatches
+from spectrolib.run.readings import readings
 
 from .directions import slopes
 
@@ -142,20 +143,21 @@ def covariances(
 
     Raises:
         ValueError: for tilted chains, whose response needs no such help; or for an unknown component.
+        ChainError: if a loss is not finite, or a chain is no longer local.
     """
     if settings.tilt:
         raise ValueError(f"tilted chains have their response: set tilt = 0 for Stein's identity, got {settings.tilt:g}")
     engine = engine_of(model)
     group = engine.group([component])
-    start, text, probes, driving = group.start[0], group.cache(loss), group.cache(probe), group.cache(sampling)
+    start, driving = group.start[0], group.cache(sampling)
     apart = replace(settings, seed=settings.seed + 1, batch_size=batch or settings.batch_size)
     others = minibatches(len(driving.ids), apart, chain)  # not those of the steps
     sums, stein = CovarianceSums(), SteinSums()
-    for draw in sample(model, settings, component=component, windows=sampling, chain=chain):
-        for w in draw.positions:
-            value = group.losses([w], text).double().mean().item()
+    for reading in readings(engine, [component], chain, settings, sampling=sampling, probe=probe, loss=loss):
+        for w, text, tokens in zip(reading.draw.positions, reading.loss, reading.probe, strict=True):
+            value = text.double().mean().item()
             stein.update(value, group.gradients([w], driving, next(others))[1][0], w - start)
-            sums.update(value, group.losses([w], probes)[0].flatten().double().cpu().numpy() - value)
+            sums.update(value, tokens.flatten().double().cpu().numpy() - value)
     linear = stein.stein(settings.nbeta, settings.gamma)
     along = {component: torch.stack([linear, linear - stein.sampled()]).to(start)}
     of_linear, of_gap = (slopes(engine, probe, along) - slopes(engine, loss, along).mean(1, keepdims=True))[..., 0]

@@ -26,7 +26,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,47 @@ from torch import Tensor
 
 from .shapes import Shape, tensors
 
+Kind = Literal["head", "group", "mlp", "embed", "unembed", "full"]
 FULL = "full"
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component by what it is. Its name, ``str`` of it, is what users, results and files know it by."""
+
+    kind: Kind
+    layer: int | None = None
+    """Of a head, a group of heads or an MLP; the others belong to no layer."""
+    index: int | None = None
+    """Of a head or a group: its number in the layer."""
+
+    @classmethod
+    def of(cls, name: str | Component) -> Component:
+        """The component of a name; a component is its own.
+
+        Raises:
+            ValueError: if it is the name of none, in whatever model.
+        """
+        if isinstance(name, Component):
+            return name
+        if name in ("embed", "unembed", FULL):
+            return cls(name)
+        found = re.fullmatch(r"l(0|[1-9][0-9]*)(?:([hg])(0|[1-9][0-9]*)| mlp)", name)
+        if found is None:
+            raise ValueError(f"unknown component {name!r}: names are such as 'l0h1', 'l0g1', 'l0 mlp', 'embed', 'full'")
+        if found[2] is None:
+            return cls("mlp", int(found[1]))
+        return cls("head" if found[2] == "h" else "group", int(found[1]), int(found[3]))
+
+    def __str__(self) -> str:
+        if self.layer is None:
+            return self.kind
+        return f"l{self.layer} mlp" if self.kind == "mlp" else f"l{self.layer}{self.kind[0]}{self.index}"
+
+    @property
+    def prefix(self) -> int | str:
+        """The same for components with the same frozen layers before them: those of one layer."""
+        return self.kind if self.layer is None else self.layer
 
 
 @dataclass(frozen=True)
@@ -54,15 +94,17 @@ def names(shape: Shape) -> list[str]:
 
     Pythia-14M (6 layers, 4 heads) has 6 * 4 + 6 + 2 = 32.
     """
-    heads = _heads(shape)
-    if shape.shared > 1:
-        heads = [f"l{layer}g{group}" for layer in range(shape.layers) for group in range(shape.groups)]
-    mlps = [f"l{layer} mlp" for layer in range(shape.layers)]
-    return [*heads, *mlps, "embed", *(() if shape.tied else ("unembed",))]
+    kind, count = ("group", shape.groups) if shape.shared > 1 else ("head", shape.heads)
+    heads = [Component(kind, layer, i) for layer in range(shape.layers) for i in range(count)]
+    mlps = [Component("mlp", layer) for layer in range(shape.layers)]
+    return [*map(str, [*heads, *mlps]), "embed", *(() if shape.tied else ("unembed",))]
 
 
-def _heads(shape: Shape) -> list[str]:
-    return [f"l{layer}h{head}" for layer in range(shape.layers) for head in range(shape.heads)]
+@functools.cache
+def _known(shape: Shape) -> dict[str, Component]:
+    """Everything that may be named of a model: its components, single heads, the whole."""
+    heads = [str(Component("head", layer, i)) for layer in range(shape.layers) for i in range(shape.heads)]
+    return {name: Component.of(name) for name in (*names(shape), *heads, FULL)}
 
 
 def components(model) -> list[str]:
@@ -75,19 +117,18 @@ def components(model) -> list[str]:
 
 def layer_of(component: str) -> int | None:
     """The layer of a head, a group of heads or an MLP; None for ``embed``, ``unembed`` and ``full``."""
-    match = re.fullmatch(r"l(\d+)([hg]\d+| mlp)", component)
-    return int(match[1]) if match else None
+    return Component.of(component).layer
 
 
-def check(component: str, shape: Shape) -> None:
-    """Raise a ValueError unless ``component`` is a component of the model, or ``full``."""
-    if component == FULL or component in names(shape) or component in _heads(shape):
-        return
+def check(component: str | Component, shape: Shape) -> Component:
+    """The component of that name. Raises a ValueError unless the model has it, or it is ``full``."""
+    if found := _known(shape).get(str(component)):
+        return found
     last = shape.layers - 1
     grouped = f", groups l0g0 to l{last}g{shape.groups - 1}" if shape.shared > 1 else ""
     ends = "'embed' (which is the unembedding too)" if shape.tied else "'embed' and 'unembed'"
     raise ValueError(
-        f"unknown component {component!r}: the model has heads l0h0 to l{last}h{shape.heads - 1}{grouped}, "
+        f"unknown component {str(component)!r}: the model has heads l0h0 to l{last}h{shape.heads - 1}{grouped}, "
         f"MLPs 'l0 mlp' to 'l{last} mlp', {ends} ('full' is the whole model)"
     )
 
@@ -99,10 +140,10 @@ class Heads(NamedTuple):
     group: int
 
     @classmethod
-    def of(cls, component: str, shape: Shape) -> Heads:
-        """Those of a head ``l0h1`` or a group ``l0g1``."""
-        number = int(re.split("[hg]", component)[1])
-        if "g" in component:
+    def of(cls, component: Component, shape: Shape) -> Heads:
+        """Those of a head or a group."""
+        number = component.index
+        if component.kind == "group":
             return cls.sharing(number, shape)
         return cls(range(number, number + 1), number // shape.shared)
 
@@ -116,20 +157,19 @@ class Heads(NamedTuple):
         return slice(self.queries.start * shape.head_dim, self.queries.stop * shape.head_dim)
 
 
-def blocks(component: str, shape: Shape, parameters: Sequence[str] = ()) -> tuple[Block, ...]:
+def blocks(component: str | Component, shape: Shape, parameters: Sequence[str] = ()) -> tuple[Block, ...]:
     """The blocks of weights of a component, in the order in which `gather` flattens them.
 
     For a head: rows of queries, keys and values, their biases, the columns of the output projection. For an MLP: its
     matrices, each followed by its bias. For ``full``: every name in ``parameters``.
     """
-    check(component, shape)
-    where = shape.where
-    if component == FULL:
+    component, where = check(component, shape), shape.where
+    if component.kind == "full":
         return tuple(Block(name) for name in parameters)
-    if component in ("embed", "unembed"):
-        return (Block(shape.embed if component == "embed" else shape.unembed),)
-    prefix = where.layer.format(layer_of(component))
-    if component.endswith("mlp"):
+    if component.layer is None:
+        return (Block(shape.embed if component.kind == "embed" else shape.unembed),)
+    prefix = where.layer.format(component.layer)
+    if component.kind == "mlp":
         kinds = ("weight", "bias") if "mlp" in shape.biases else ("weight",)
         return tuple(Block(f"{prefix}{matrix}.{kind}") for matrix in (*where.up, where.down) for kind in kinds)
     return head_blocks(Heads.of(component, shape), shape, prefix)
@@ -162,7 +202,7 @@ def _sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
     return dict(tensors(shape))
 
 
-def size(component: str, shape: Shape) -> int:
+def size(component: str | Component, shape: Shape) -> int:
     """Number of weights of a component, or of the whole model (``full``)."""
     sizes, total = _sizes(shape), 0
     for block in blocks(component, shape, tuple(sizes)):

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..posterior import Gradients, Settings, minibatches
-from .components import FULL, Heads, blocks, check, gather, head_blocks, layer_of, split
+from .components import Component, Heads, blocks, check, gather, head_blocks, split
 from .layers import (
     FrozenHalves,
     FrozenLayer,
@@ -148,7 +148,7 @@ class Engine:
     def _chunks(self, ids: Int[Tensor, "windows length"]) -> tuple[Tensor, ...]:
         return ids.split(max(1, self.tokens_per_pass // (ids.shape[1] - 1)))
 
-    def group(self, names: Sequence[str]) -> Group:
+    def group(self, names: Sequence[str | Component]) -> Group:
         """The components ``names``, which must share a prefix (see `groups`), ready to be moved together.
 
         A name may stand there several times: so many copies of the component move, each on its own.
@@ -156,19 +156,17 @@ class Engine:
         Raises:
             ValueError: for an unknown component, or components of different groups.
         """
-        for name in names:
-            check(name, self.shape)
-        if len(groups(names)) != 1:
-            raise ValueError(f"components {list(names)} do not share a prefix: take one of {groups(names)}")
-        return Group(self, tuple(names))
+        members = tuple(check(name, self.shape) for name in names)
+        if len({member.prefix for member in members}) != 1:
+            raise ValueError(f"components {list(map(str, names))} do not share a prefix: take one of {groups(names)}")
+        return Group(self, members)
 
 
-def groups(names: Sequence[str]) -> list[tuple[str, ...]]:
+def groups(names: Sequence[str | Component]) -> list[tuple[str, ...]]:
     """Components by the prefix that they share: those of one layer together, every other one alone."""
     found: dict[object, list[str]] = {}
     for name in names:
-        layer = layer_of(name)
-        found.setdefault(name if layer is None else layer, []).append(name)
+        found.setdefault(Component.of(name).prefix, []).append(str(name))
     return [tuple(group) for group in found.values()]
 
 
@@ -205,23 +203,23 @@ class _Prepared:
     """What the components of the group need of a batch of windows: all of it independent of the moving weights."""
 
     ids: Int[Tensor, "windows length"]
-    entering: Mapping[str, Float[Tensor, "tokens width"]]
+    entering: Mapping[Component, Float[Tensor, "tokens width"]]
     """Input of each component."""
-    rest: Mapping[str, Float[Tensor, "tokens width"]]
+    rest: Mapping[Component, Float[Tensor, "tokens width"]]
     """Residual after the layer without the component's own contribution."""
 
 
 class Group:
     """Components that share a prefix, each with weights of its own: their losses and gradients on shared windows."""
 
-    def __init__(self, engine: Engine, names: tuple[str, ...]):
-        self.engine, self.names = engine, names
-        self.layer = layer_of(names[0])
-        self.whole = names[0] in ("embed", FULL)  # nothing comes before them
+    def __init__(self, engine: Engine, members: tuple[Component, ...]):
+        self.engine, self.members = engine, members
+        self.layer = members[0].layer
+        self.whole = members[0].kind in ("embed", "full")  # nothing comes before them
         parameters = tuple(engine.weights)
-        self.blocks = {name: blocks(name, engine.shape, parameters) for name in names}
+        self.blocks = {str(member): blocks(member, engine.shape, parameters) for member in dict.fromkeys(members)}
         self.shapes = {name: [block.of(engine.weights).shape for block in owned] for name, owned in self.blocks.items()}
-        owned = [block.parameter for block in self.blocks[names[0]]]
+        owned = [block.parameter for block in self.blocks[str(members[0])]]
         self.unembed = owned.index(engine.shape.unembed) if engine.shape.unembed in owned else None
         if self.layer is not None:
             self.attention = attention_of(engine.weights, engine.shape, self.layer)
@@ -229,8 +227,8 @@ class Group:
     @functools.cached_property
     def start(self) -> list[Float[Tensor, " parameters"]]:
         """w* restricted to each component, flat; the chains of a team share theirs."""
-        own = {name: gather(self.engine.weights, self.blocks[name]) for name in dict.fromkeys(self.names)}
-        return [own[name] for name in self.names]
+        own = {name: gather(self.engine.weights, owned) for name, owned in self.blocks.items()}
+        return [own[str(member)] for member in self.members]
 
     # What does not depend on the moving weights
 
@@ -262,104 +260,110 @@ class Group:
             cached = self._prefix(cached.ids)
         x = cached.residual.flatten(0, 1)
         if self.layer is None:
-            return _Prepared(cached.ids, {"unembed": self.engine.hidden(x)}, {})
+            return _Prepared(cached.ids, {self.members[0]: self.engine.hidden(x)}, {})
         shape, out = self.engine.shape, self.attention.out
         context, after = cached.context.flatten(0, 1), cached.after.flatten(0, 1)
         before_attention, before_mlp = norms_of(shape, self.layer)
         entering, rest = {}, {}
-        for name in dict.fromkeys(self.names):
-            if name.endswith("mlp"):
-                rest[name] = out.onto(x, context, shape) if shape.parallel else after
-                entering[name] = norm(x if shape.parallel else after, self.engine.weights, before_mlp, shape)
+        for member in dict.fromkeys(self.members):
+            if member.kind == "mlp":
+                rest[member] = out.onto(x, context, shape) if shape.parallel else after
+                entering[member] = norm(x if shape.parallel else after, self.engine.weights, before_mlp, shape)
             else:
-                columns = self._heads(name).columns(shape)
+                columns = self._heads(member).columns(shape)
                 own = out.weight[columns] if shape.where.transposed else out.weight[:, columns].T
-                rest[name] = torch.addmm(after, context[:, columns], own, alpha=-1)
-                entering[name] = norm(x, self.engine.weights, before_attention, shape)
+                rest[member] = torch.addmm(after, context[:, columns], own, alpha=-1)
+                entering[member] = norm(x, self.engine.weights, before_attention, shape)
         return _Prepared(cached.ids, entering, rest)
 
-    def _heads(self, name: str) -> Heads:
+    def _heads(self, member: Component) -> Heads:
         """The heads whose outputs depend on the component: where keys and values are shared, all that share them."""
         shape = self.engine.shape
-        heads = Heads.of(name, shape)
+        heads = Heads.of(member, shape)
         return heads if shape.shared == 1 else Heads.sharing(heads.group, shape)
 
-    def _all_that_share(self, name: str, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _all_that_share(self, member: Component, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
         """Weights of all heads that share keys and values with a single one, from those of the one."""
         shape = self.engine.shape
-        heads = self._heads(name)
-        if Heads.of(name, shape) == heads:
+        heads = self._heads(member)
+        if Heads.of(member, shape) == heads:
             return pieces
         prefix = shape.where.layer.format(self.layer)
         whole = [block.of(self.engine.weights) for block in head_blocks(heads, shape, prefix)]
-        start = (Heads.of(name, shape).queries.start - heads.queries.start) * shape.head_dim
+        start = (Heads.of(member, shape).queries.start - heads.queries.start) * shape.head_dim
         return [_placed(piece, within, start) for piece, within in zip(pieces, whole, strict=True)]
 
     # What does
 
-    def _output(self, name: str, pieces: Sequence[Tensor], prepared: _Prepared) -> Float[Tensor, "tokens width"]:
+    def _output(
+        self, member: Component, pieces: Sequence[Tensor], prepared: _Prepared
+    ) -> Float[Tensor, "tokens width"]:
         """What the component leads to where the frozen rest begins: the residual, or for ``full`` the last state."""
         engine, shape, inputs = self.engine, self.engine.shape, prepared.ids[:, :-1]
-        if name == "unembed":
-            return prepared.entering[name]
+        if member.kind == "unembed":
+            return prepared.entering[member]
         if self.whole:
-            moved = dict(zip((block.parameter for block in self.blocks[name]), pieces, strict=True))
+            moved = dict(zip((block.parameter for block in self.blocks[str(member)]), pieces, strict=True))
             weights = engine.weights | moved
             everywhere = self.unembed is not None  # with a tied embedding, also where ``embed`` moves
             x = forward(weights, shape, engine.rotary, inputs) if everywhere else embed(weights, shape, inputs)
             return x.flatten(0, 1)
-        entering, rest = prepared.entering[name], prepared.rest[name]
-        if name.endswith("mlp"):
+        entering, rest = prepared.entering[member], prepared.rest[member]
+        if member.kind == "mlp":
             mlp = some_mlp(pieces, shape)
             return mlp.down.onto(rest, mlp.neurons(entering, shape), shape)
-        heads = some_heads(self._all_that_share(name, pieces), shape, self.attention.norms)
+        heads = some_heads(self._all_that_share(member, pieces), shape, self.attention.norms)
         context = heads.context(entering.view(*inputs.shape, -1), shape, engine.rotary)
         return heads.out.onto(rest, context.flatten(0, 1), shape)
 
-    def _before_mlp(self, names: Sequence[str]) -> list[int]:
+    def _before_mlp(self, members: Sequence[Component]) -> list[int]:
         """Members that the MLP of their layer has yet to read: heads, unless the residuals are parallel."""
         if self.engine.shape.parallel or self.layer is None:
             return []
-        return [i for i, name in enumerate(names) if not name.endswith("mlp")]
+        return [i for i, member in enumerate(members) if member.kind != "mlp"]
 
     def _token_losses(
-        self, flats: Sequence[Tensor], names: Sequence[str], prepared: _Prepared, into: Sequence[Tensor] | None = None
+        self,
+        flats: Sequence[Tensor],
+        members: Sequence[Component],
+        prepared: _Prepared,
+        into: Sequence[Tensor] | None = None,
     ) -> Float[Tensor, "members tokens"]:
         """Losses of some members of the group; the gradient of their sum is added ``into`` flat tensors if given."""
         learn, targets = into is not None, prepared.ids[:, 1:]
-        pieces = [split(flat.detach(), self.shapes[name]) for flat, name in zip(flats, names, strict=True)]
-        slopes = [split(flat, self.shapes[name]) for flat, name in zip(into or (), names, strict=learn)]
+        pieces = [split(flat.detach(), self.shapes[str(member)]) for flat, member in zip(flats, members, strict=True)]
+        slopes = [split(flat, self.shapes[str(member)]) for flat, member in zip(into or (), members, strict=learn)]
         with torch.set_grad_enabled(learn):
             leaves = [[piece.detach().requires_grad_(learn) for piece in own] for own in pieces]
-            outputs = [self._output(name, own, prepared) for name, own in zip(names, leaves, strict=True)]
+            outputs = [self._output(member, own, prepared) for member, own in zip(members, leaves, strict=True)]
         x = torch.cat([output.detach() for output in outputs])
         if self.unembed is not None:
             slope = torch.empty_like(x) if outputs[0].requires_grad else None
             weight, weight_slope = pieces[0][self.unembed], slopes[0][self.unembed] if learn else None
             losses = sweep(x, centred(weight), targets.flatten(), slope=slope, weight_slope=weight_slope)
         else:
-            losses, slope = self._finish(x.view(len(names), -1, x.shape[-1]), names, targets, gradient=learn)
+            losses, slope = self._finish(x.view(len(members), -1, x.shape[-1]), members, targets, gradient=learn)
         if learn and slope is not None:
-            for output, own, totals, above in zip(outputs, leaves, slopes, slope.chunk(len(names)), strict=True):
+            for output, own, totals, above in zip(outputs, leaves, slopes, slope.chunk(len(members)), strict=True):
                 found = torch.autograd.grad(output, own, above, allow_unused=True)
                 for total, part in zip(totals, found, strict=True):
                     total.add_(0 if part is None else part)
-        return losses.view(len(names), -1)
+        return losses.view(len(members), -1)
 
     def _finish(
         self,
         x: Float[Tensor, "members tokens width"],
-        names: Sequence[str],
+        members: Sequence[Component],
         targets: Int[Tensor, "windows time"],
         gradient: bool,
     ) -> tuple[Float[Tensor, " members_tokens"], Float[Tensor, "members_tokens width"] | None]:
         """Losses of the members from their outputs on, through the frozen rest, and their gradient if asked."""
         after = 0 if self.layer is None else self.layer + 1
-        early, kept = self._before_mlp(names), [] if gradient else None
+        early, kept = self._before_mlp(members), [] if gradient else None
         if early:
             read = self.engine.layers[self.layer].transform(x[early].flatten(0, 1), kept)
             x[early] = read.view(len(early), *x.shape[1:])
-        losses, slope = self.engine.finish(x.flatten(0, 1), after, targets.repeat(len(names), 1), gradient)
+        losses, slope = self.engine.finish(x.flatten(0, 1), after, targets.repeat(len(members), 1), gradient)
         if early and gradient:
             above = slope.view(x.shape)
             above[early] = retrace(above[early].flatten(0, 1), kept).view(len(early), *x.shape[1:])
@@ -370,7 +374,7 @@ class Group:
         limit = self.engine.tokens_per_pass
         rows = min(windows, max(1, limit // time))
         together = 1 if self.unembed is not None else max(1, limit // (rows * time))  # weights of its own, to the end
-        members = list(range(len(self.names)))
+        members = list(range(len(self.members)))
         packs = [members[i : i + together] for i in range(0, len(members), together)]
         for start in range(0, windows, rows):
             yield slice(start, min(start + rows, windows)), packs
@@ -379,11 +383,11 @@ class Group:
     def losses(self, positions: Sequence[Tensor], cached: Cached) -> Float[Tensor, "components windows time"]:
         """Loss of every token but the first of each window, for each component at its position, nats."""
         windows, time = cached.ids.shape[0], cached.ids.shape[1] - 1
-        result = torch.empty(len(self.names), windows, time, device=self.engine.device)
+        result = torch.empty(len(self.members), windows, time, device=self.engine.device)
         for rows, packs in self._passes(windows, time):
             prepared = self._prepare(cached, rows)
             for pack in packs:
-                losses = self._token_losses([positions[i] for i in pack], [self.names[i] for i in pack], prepared)
+                losses = self._token_losses([positions[i] for i in pack], [self.members[i] for i in pack], prepared)
                 result[pack, rows] = losses.view(len(pack), -1, time)
         return result
 
@@ -400,8 +404,8 @@ class Group:
             prepared = self._prepare(cached, rows[part])
             for pack in packs:
                 flats, into = [positions[i] for i in pack], [gradients[i] for i in pack]
-                names = [self.names[i] for i in pack]
-                totals[pack] += self._token_losses(flats, names, prepared, into).sum(dim=1)
+                members = [self.members[i] for i in pack]
+                totals[pack] += self._token_losses(flats, members, prepared, into).sum(dim=1)
         tokens = len(rows) * time
         return (totals / tokens).tolist(), [gradient.div_(tokens) for gradient in gradients]
 

@@ -5,7 +5,7 @@ A test compares the counts with torch's own counter.
 
 from __future__ import annotations
 
-from .components import FULL, layer_of
+from .components import Component
 from .shapes import Shape
 
 
@@ -24,20 +24,22 @@ def layer_operations(shape: Shape, time: int) -> float:
     return attention_operations(shape, time, shape.groups) + mlp_operations(shape)
 
 
-def _own_operations(component: str, shape: Shape, time: int) -> float:
+def _own_operations(component: Component, shape: Shape, time: int) -> float:
     """Operations for one token of what moves in the component's own layer, and of what reads it there."""
-    if layer_of(component) is None:
+    if component.layer is None:
         return 0.0
-    if component.endswith("mlp"):
+    if component.kind == "mlp":
         return mlp_operations(shape)
     return attention_operations(shape, time, 1) + (0 if shape.parallel else mlp_operations(shape))
 
 
-def evaluation_operations(component: str, shape: Shape, time: int) -> float:
+def evaluation_operations(component: str | Component, shape: Shape, time: int) -> float:
     """Operations that the loss of one token needs: the component that moved, the layers after it, the unembedding."""
-    layer = layer_of(component)
-    after = {"unembed": 0, "embed": shape.layers, FULL: shape.layers}.get(component)
-    after = shape.layers - 1 - layer if after is None else after
+    component = Component.of(component)
+    if component.layer is None:
+        after = 0 if component.kind == "unembed" else shape.layers
+    else:
+        after = shape.layers - 1 - component.layer
     unembed = 2 * shape.width * shape.vocabulary
     return _own_operations(component, shape, time) + after * layer_operations(shape, time) + unembed
 
@@ -53,12 +55,13 @@ def gradient_operations(shape: Shape, time: int, width: int, halves: int = 2, ta
     return (2 + 1 / targets) * body * (time + 1) / 2 + sketches + 4 * shape.width * shape.vocabulary
 
 
-def step_operations(component: str, shape: Shape, time: int) -> float:
+def step_operations(component: str | Component, shape: Shape, time: int) -> float:
     """Operations of one token in a gradient step: the forward pass, and as many again for each gradient that is needed.
 
     Frozen weights pass a gradient on to their inputs (one product more), moving weights take one (one more), ``full``
     does both, and so does a tied embedding where it is the unembedding.
     """
+    component = Component.of(component)
     forward = evaluation_operations(component, shape, time)
-    tied = 2 * shape.width * shape.vocabulary if component == "embed" and shape.tied else 0
-    return forward * 3 if component == FULL else 2 * forward + tied
+    tied = 2 * shape.width * shape.vocabulary if component.kind == "embed" and shape.tied else 0
+    return forward * 3 if component.kind == "full" else 2 * forward + tied

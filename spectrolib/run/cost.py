@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from ..estimator import CONTROL_DRAWS, CovarianceSums
-from ..model.components import FULL, layer_of, names, size
+from ..model.components import FULL, Component, names, size
 from ..model.engine import CACHE_BYTES, TOKENS_PER_PASS, groups, one_thread
 from ..model.gradients import REDUCED, SIDE, TARGETS
 from ..model.loading import load_model
@@ -208,10 +208,8 @@ class Part(NamedTuple):
     """Those of them that are logits: they stay in the cache of a processor, and would in a fused kernel."""
 
 
-def _kind(component: str) -> str:
-    if layer_of(component) is None:
-        return component
-    return "MLPs" if component.endswith("mlp") else "heads"
+def _kind(component: Component) -> str:
+    return {"head": "heads", "group": "heads", "mlp": "MLPs"}.get(component.kind, component.kind)
 
 
 def parts(work: Work, shards: int = 1) -> list[Part]:
@@ -228,7 +226,7 @@ def parts(work: Work, shards: int = 1) -> list[Part]:
         for i, value in enumerate((operations, numbers, logits)):
             held[i] += s.chains * value
 
-    def losses(activity: str, component: str, tokens: float) -> None:
+    def losses(activity: str, component: Component, tokens: float) -> None:
         logits = 4 * shape.vocabulary * tokens  # written, read and written as powers, read for their sum
         moved = _layers_after(component, shape) * _layer_numbers(shape) * tokens
         add(
@@ -239,7 +237,7 @@ def parts(work: Work, shards: int = 1) -> list[Part]:
             logits,
         )
 
-    for component in work.sampled:
+    for component in map(Component.of, work.sampled):
         tokens = shards * s.steps * work.batch_tokens
         logits = 5 * shape.vocabulary * tokens  # the gradient reads them once more
         moved = _layers_after(component, shape) * _step_numbers(shape, time) * tokens
@@ -249,23 +247,23 @@ def parts(work: Work, shards: int = 1) -> list[Part]:
         losses("probe losses", component, s.draws * work.members * work.tokens)
         losses("loss windows", component, shards * s.draws * work.members * work.loss_tokens)
     for group in work.groups:
+        first = Component.of(group[0])
         for tokens in (work.tokens, shards * work.loss_tokens):  # the losses at w* are subtracted
             losses_at_start = tokens * evaluation_operations("embed", shape, time)
             moved, logits = shape.layers * _layer_numbers(shape) * tokens, 4 * shape.vocabulary * tokens
-            add("at w*", _kind(group[0]), losses_at_start, moved + logits, logits)
-        layers = _prefix_layers(group[0], shape)
-        tokens = _prefix_tokens(work, group, shards)
+            add("at w*", _kind(first), losses_at_start, moved + logits, logits)
+        layers = _prefix_layers(first, shape)
+        tokens = _prefix_tokens(work, first, shards)
         operations, moved = layers * layer_operations(shape, time), layers * _layer_numbers(shape)
-        add("at w*", _kind(group[0]), tokens * operations, tokens * moved, 0.0)
+        add("at w*", _kind(first), tokens * operations, tokens * moved, 0.0)
     return [Part(*key, *values) for key, values in found.items()]
 
 
-def _layers_after(component: str, shape: Shape) -> float:
+def _layers_after(component: Component, shape: Shape) -> float:
     """Layers that a loss of the component runs through; its own counts by half."""
-    layer = layer_of(component)
-    if layer is None:
-        return 0.0 if component == "unembed" else float(shape.layers)
-    return shape.layers - 1 - layer + 0.5
+    if component.layer is None:
+        return 0.0 if component.kind == "unembed" else float(shape.layers)
+    return shape.layers - 1 - component.layer + 0.5
 
 
 def _layer_numbers(shape: Shape) -> float:
@@ -278,39 +276,38 @@ def _step_numbers(shape: Shape, time: int) -> float:
     return 3 * _layer_numbers(shape) + 10 * shape.heads * time
 
 
-def _state_numbers(work: Work, component: str) -> float:
+def _state_numbers(work: Work, component: Component) -> float:
     """Numbers that the update of one chain reads and writes (`posterior.Chain.step`)."""
     return (20 if work.settings.preconditioner != "none" else 10) * size(component, work.shape)
 
 
-def _prefix_layers(component: str, shape: Shape) -> int:
-    """Layers whose activations at w* a group needs."""
-    layer = layer_of(component)
-    if layer is None:
-        return shape.layers if component == "unembed" else 0
-    return layer + 1
+def _prefix_layers(component: Component, shape: Shape) -> int:
+    """Layers whose activations at w* the group of a component needs."""
+    if component.layer is None:
+        return shape.layers if component.kind == "unembed" else 0
+    return component.layer + 1
 
 
-def _held(work: Work, component: str, tokens: float) -> float:
-    """Bytes of the activations at w* that a group keeps of so many tokens; 0 where they are too many to keep."""
-    if component in ("embed", FULL):
+def _held(work: Work, component: Component, tokens: float) -> float:
+    """Bytes of the activations at w* that the group of a component keeps of so many tokens; 0 if too many to keep."""
+    if component.kind in ("embed", "full"):
         return 0.0
-    size = 4.0 * tokens * work.shape.width * (1 if layer_of(component) is None else 3)
+    size = 4.0 * tokens * work.shape.width * (1 if component.layer is None else 3)
     return size if size <= CACHE_BYTES else 0.0
 
 
-def _prefix_tokens(work: Work, group: tuple[str, ...], shards: int = 1) -> float:
-    """Tokens whose prefix the tasks of a chain compute: once where it can be kept, else at every use."""
+def _prefix_tokens(work: Work, component: Component, shards: int = 1) -> float:
+    """Tokens whose prefix the tasks of a chain of its group compute: once where it can be kept, else at every use."""
     s, time = work.settings, work.length - 1
 
     def at_draws(tokens: float) -> float:
-        return tokens * (1 if _held(work, group[0], tokens) else s.draws)
+        return tokens * (1 if _held(work, component, tokens) else s.draws)
 
     total = shards * at_draws(work.tokens / shards)
     repeated = at_draws(work.loss_tokens)
     sampling = work.sampling_windows * time
-    if s.needs_gradient or not _held(work, group[0], sampling):
-        repeated += sampling if _held(work, group[0], sampling) else s.steps * s.batch_size * time * s.needs_gradient
+    if s.needs_gradient or not _held(work, component, sampling):
+        repeated += sampling if _held(work, component, sampling) else s.steps * s.batch_size * time * s.needs_gradient
     else:
         repeated += sampling
     return total + shards * repeated
@@ -493,7 +490,7 @@ def _group_memory(work: Work, group: tuple[str, ...], tokens_per_pass: int) -> d
     return {
         "model": 4.0 * (parameters(shape) + copies),
         "chains": 4.0 * state * weights,
-        "prefixes": sum(_held(work, group[0], count) for count in windows),
+        "prefixes": sum(_held(work, Component.of(group[0]), count) for count in windows),
         "sums": float((SUM_BYTES * work.blocks + _channel_bytes(work)) * work.tokens * len(group)),
         "draws": float(work.tokens * len(group) * (28 * work.members + 4 * held_draws)),
         "activations": 4.0 * max(_pass_numbers(work, group, tokens_per_pass, learn) for learn in (True, False)),
@@ -505,24 +502,26 @@ def _pass_numbers(work: Work, group: tuple[str, ...], tokens_per_pass: int, lear
     has an input and a rest of its own (`engine.Group._prepare`); members are streams of tokens through what follows."""
     shape, time = work.shape, work.length - 1
     tokens = work.settings.batch_size * time if learn else max(work.tokens, work.loss_tokens)
-    tokens = min(tokens, tokens_per_pass)
-    prepared = 0 if group[0] in ("embed", FULL) else (2 * len(group) + 3) * shape.width
+    tokens, first = min(tokens, tokens_per_pass), Component.of(group[0])
+    prepared = 0 if first.kind in ("embed", "full") else (2 * len(group) + 3) * shape.width
     members = sum(map(work.settings.drives, work.settings.members)) if learn else work.members
-    alone = group[0] in ("unembed", FULL) or (shape.tied and group[0] == "embed")  # weights of its own, to the end
+    alone = first.kind in ("unembed", "full") or (
+        shape.tied and first.kind == "embed"
+    )  # weights of its own, to the end
     streams = min(tokens_per_pass, tokens * (1 if alone else len(group) * members))
-    each = _kept_numbers(group[0], shape, time) if learn else 12 * shape.width + 4 * shape.mlp
+    each = _kept_numbers(first, shape, time) if learn else 12 * shape.width + 4 * shape.mlp
     return tokens * prepared + streams * each
 
 
 _size = functools.cache(size)
 
 
-def _kept_numbers(component: str, shape: Shape, time: int) -> float:
+def _kept_numbers(component: Component, shape: Shape, time: int) -> float:
     """Numbers that a pass keeps of one token for its way back (`layers.FrozenLayer`; autograd for the whole model, and
     in other families)."""
     scores = shape.heads * time
-    layer = {"unembed": shape.layers, "embed": 0, FULL: 0}.get(component, layer_of(component))
-    by_autograd = component == FULL or not shape.parallel
+    layer = {"unembed": shape.layers, "embed": 0, "full": 0}.get(component.kind, component.layer)
+    by_autograd = component.kind == "full" or not shape.parallel
     gated = len(shape.where.up)
     kept = 14 * shape.width + 2 * gated * shape.mlp if by_autograd else 5 * shape.width + shape.mlp + scores
     return (shape.layers - layer) * kept + 12 * shape.width + 4 * shape.mlp + 4 * scores

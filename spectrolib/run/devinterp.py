@@ -18,8 +18,7 @@ Nothing here imports devinterp.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +28,12 @@ from numpy import ndarray
 
 from .. import estimator
 from ..estimator import ESTIMATORS, CovarianceSums
-from ..model.components import FULL
+from ..model.components import FULL, Component
 from ..model.engine import one_thread
-from ..posterior import Settings, lockstep, stable_seed, team
+from ..model.loading import engine_of
+from ..posterior import stable_seed
 from .plan import Plan
+from .readings import readings
 from .store import RunFolder
 
 Tree = object
@@ -148,13 +149,12 @@ def _stores(samples) -> dict[str, object]:
 
 def _order(name: str) -> tuple:
     """Heads by layer, MLPs, embedding, unembedding, the whole; other names after them."""
-    from ..model.components import layer_of
-
-    layer = layer_of(name)
-    if layer is not None:
-        return (1, layer, 0) if name.endswith("mlp") else (0, layer, int(re.split("[hg]", name)[1]))
-    rank = {"embed": 2, "unembed": 3, FULL: 5}.get(name, 4)
-    return (rank, 0, 0) if rank != 4 else (4, name, 0)
+    try:
+        component = Component.of(name)
+    except ValueError:  # theirs alone
+        return (4, name, 0)
+    rank = {"head": 0, "group": 0, "mlp": 1, "embed": 2, "unembed": 3, "full": 5}[component.kind]
+    return (rank, component.layer or 0, component.index or 0)
 
 
 def _open(store, name: str):
@@ -445,6 +445,7 @@ def write_samples(plan: Plan, component: str, path: str | Path, *, loss: str = "
 
     Raises:
         ValueError: for chains with a tilt, whose draws are of two posteriors; or if there is something at ``path``.
+        ChainError: if a loss is not finite, or a chain is no longer local.
     """
     import xarray as xr
 
@@ -487,27 +488,13 @@ def write_samples(plan: Plan, component: str, path: str | Path, *, loss: str = "
 
 def _our_draws(plan: Plan, component: str) -> tuple[ndarray, tuple[ndarray, ndarray, ndarray]]:
     """L(w*) by position; losses of the loss and the probe windows and of the minibatch, by chain and draw."""
-    from ..model.loading import engine_of
-
     engine, settings = engine_of(plan.model), plan.settings
     start = engine.losses(plan.loss).double().mean(dim=0).cpu().numpy()
     found: list[list[ndarray]] = [[], [], []]
     for chain in range(settings.chains):
-        for kept, values in zip(found, zip(*_chain(engine, plan, component, chain), strict=True), strict=True):
+        draws = readings(engine, [component], chain, settings, sampling=plan.sampling, probe=plan.probe, loss=plan.loss)
+        read = ((one.loss.cpu().numpy(), one.probe.cpu().numpy(), np.array(one.draw.losses)) for one in draws)
+        for kept, values in zip(found, zip(*read, strict=True), strict=True):
             kept.extend(np.stack(values, axis=1))  # (members, draws, ...)
     losses, probes, batches = (np.stack(part) for part in found)
     return start, (losses.astype(np.float32), probes.astype(np.float32), batches)
-
-
-def _chain(engine, plan: Plan, component: str, chain: int) -> Iterator[tuple[ndarray, ndarray, ndarray]]:
-    """Of each draw of a chain: losses of its members on the loss and probe windows, and on their minibatch."""
-    settings: Settings = plan.settings
-    size = len(settings.members)
-    group = engine.group([component] * size)
-    chains = team(group.start[0], settings, name=component, chain=chain)
-    driven = engine.group([component] * sum(c.driven for c in chains) or [component])
-    gradients = driven.minibatch_gradients(plan.sampling.ids, settings, chain)
-    loss, probe = group.cache(plan.loss.ids), group.cache(plan.probe.ids)
-    for draw in lockstep(chains, gradients, settings):
-        own, rows = (group.losses(draw.positions, held).cpu().numpy() for held in (loss, probe))
-        yield own, rows, np.array(draw.losses)

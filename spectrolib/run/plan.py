@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from ..estimator import ESTIMATORS, Estimator
-from ..model.components import FULL, check, layer_of, names
+from ..model.components import FULL, Component, check, names
 from ..model.engine import TOKENS_PER_PASS
 from ..model.loading import LanguageModel, load_model
 from ..model.shapes import Shape
@@ -275,10 +275,9 @@ class Task:
     @property
     def name(self) -> str:
         """A name fit for a file; it says which task of its plan this is."""
-        layer = layer_of(self.components[0])
-        name = (
-            "gradients"
-            if self.gradients
-            else f"{self.components[0] if layer is None else f'layer{layer}'}.chain{self.chain}"
-        )
+        if self.gradients:
+            name = "gradients"
+        else:
+            first = Component.of(self.components[0])
+            name = f"{first if first.layer is None else f'layer{first.layer}'}.chain{self.chain}"
         return name if self.windows is None else f"{name}.windows{self.windows[0]}-{self.windows[1]}"

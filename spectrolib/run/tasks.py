@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +13,13 @@ from numpy import ndarray
 
 from ..estimator import CONTROL_DRAWS, CovarianceSums, ResolvedSums, joined, untilted
 from ..model.components import FULL
-from ..model.engine import Engine
+from ..model.engine import Engine, Group
 from ..model.loading import load_weights
 from ..model.shapes import Shape
-from ..posterior import Chain, Draw, Settings, lockstep, stable_seed, team
+from ..posterior import Chain, Draw, Settings, stable_seed
 from .bank import Bank
 from .plan import Task
+from .readings import read, sampled, teams
 from .store import ComponentRecord
 
 
@@ -49,49 +51,34 @@ def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws
     """Sample the chains of a task in lockstep, or take their draws from the bank, and sum up every draw on its shard of
     the probe windows.
 
-    At each draw, g = L(w) - L(w*) is taken on the loss windows, and the excess loss d_xy = l_xy - L on the probe
-    windows, relative to its value at w*: a constant that no estimator sees, and that would cost digits.
-
     Raises:
         ChainError: if a loss is not finite, or a chain is no longer local.
     """
     settings = job.settings
     size = len(settings.members)
-    group = engine.group([name for name in task.components for _ in range(size)])
-    teams = [
-        team(start, settings, name=name, chain=task.chain)
-        for name, start in zip(task.components, group.start[::size], strict=True)
-    ]
-    chains = [chain for members in teams for chain in members]
+    group, chains = teams(engine, task.components, settings, task.chain)
     windows = job.probe if task.windows is None else job.probe[slice(*task.windows)]
-    loss, probe = group.cache(job.loss), group.cache(windows)
-    loss_start = engine.losses(job.loss).double().mean()
-    probe_start = engine.losses(windows).double()
-    time = probe_start.shape[1]
-    stretches = _stretches(probe_start.numel(), time * max(1, engine.tokens_per_pass // time))
+    time = windows.shape[1] - 1
+    stretches = _stretches(len(windows) * time, time * max(1, engine.tokens_per_pass // time))
     records = [Recorder(name, settings, task.chain, stretches, job.blocks, job.width) for name in task.components]
-    for draw in _draws(engine, job, task, chains):
-        rise = group.losses(draw.positions, loss).double().mean(dim=(1, 2)) - loss_start
-        excess = group.losses(draw.positions, probe).double() - probe_start - rise[:, None, None]
-        for chain, own in zip(chains, rise.tolist(), strict=True):
-            chain.check(own, draw.index)
-        for i, record in enumerate(records):
-            mine = slice(i * size, (i + 1) * size)
-            record.take(draw.index, rise[mine].cpu().numpy(), excess[mine].flatten(1).cpu().numpy(), draw.losses[mine])
-        report(len(teams))
+    with closing(_draws(group, chains, job, task)) as draws:  # a bank drops what it took of chains that fail
+        for reading in read(group, chains, draws, probe=windows, loss=job.loss):
+            draw, excess = reading.draw, reading.excess
+            for i, record in enumerate(records):
+                mine = slice(i * size, (i + 1) * size)
+                record.take(draw.index, reading.rise[mine].cpu().numpy(), excess[mine].cpu().numpy(), draw.losses[mine])
+            report(len(records))
     return {record.name: record.finish() for record in records}
 
 
-def _draws(engine: Engine, job: Job, task: Task, chains: list[Chain]) -> Iterator[Draw]:
+def _draws(group: Group, chains: list[Chain], job: Job, task: Task) -> Generator[Draw, None, None]:
     """The draws of a task's chains: those of the bank if it has them, else sampled, and kept there."""
     bank = None if job.bank is None else Bank(job.bank)
-    kept = None if bank is None else bank.draws(task.components, task.chain, job.settings, engine.device)
+    kept = None if bank is None else bank.draws(task.components, task.chain, job.settings, group.engine.device)
     if kept is not None:
         return kept
-    driven = engine.group([chain.name for chain in chains if chain.driven] or task.components)
-    gradients = driven.minibatch_gradients(job.sampling, job.settings, task.chain)
-    sampled = lockstep(chains, gradients, job.settings)
-    return sampled if bank is None else bank.keep(sampled, chains, job.settings)
+    draws = sampled(group, chains, job.settings, job.sampling)
+    return draws if bank is None else bank.keep(draws, chains, job.settings)
 
 
 def _stretches(tokens: int, most: int) -> list[slice]:

@@ -90,6 +90,13 @@ def test_chains_are_those_of_the_main_job(tiny_gpt_neox, tiny_windows):
                 np.testing.assert_allclose(found.rise[names.index(name), task.chain], record.rise, atol=1e-9)
 
 
+@pytest.mark.parametrize("coupled", [{"tilt": 2.0}, {"antithetic": True}])
+def test_coupled_chains_are_refused(tiny_gpt_neox, tiny_windows, coupled):
+    settings = replace(purity.sampler(5.0, 300.0, chains=2, draws=3), **coupled)
+    with pytest.raises(ValueError, match=r"coupled ones .*: take settings.plain\(\)"):
+        purity.fluctuations(LanguageModel(tiny_gpt_neox), tiny_windows, tiny_windows, settings, ["embed"])
+
+
 def test_influence_rows_have_the_distances_of_the_kernel():
     found = random_fluctuations(np.random.default_rng(3), components=2, draws=40)
     rows = purity.influence(found)

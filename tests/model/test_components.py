@@ -8,7 +8,7 @@ from conftest import random_gpt_neox
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrolib.model.components import blocks, check, components, gather, replace, split
+from spectrolib.model.components import Component, blocks, check, components, gather, replace, split
 from spectrolib.model.loading import engine_of
 from spectrolib.model.shapes import Shape
 
@@ -199,3 +199,21 @@ def test_configs_of_transformers_4_and_5_mean_the_same():
     new = {**CONFIG, "rope_parameters": {"rope_theta": 5000, "partial_rotary_factor": 0.5, "rope_type": "default"}}
     assert Shape.from_config(old) == Shape.from_config(new)
     assert Shape.from_config(old).rotary == 5
+
+
+def test_a_component_is_parsed_once_and_named_as_before(engine):
+    for name in [*components(engine.shape), "l12g3", "full"]:
+        assert str(Component.of(name)) == name
+        assert Component.of(Component.of(name)) == Component.of(name)
+    assert Component.of("l10h2") == Component("head", 10, 2)
+    assert Component.of("l3g1") == Component("group", 3, 1)
+    assert Component.of("l7 mlp") == Component("mlp", 7)
+    assert Component.of("full") == Component("full")
+    assert check("l1h2", engine.shape) == Component("head", 1, 2)
+    assert blocks(Component("head", 1, 2), engine.shape) == blocks("l1h2", engine.shape)
+
+
+@pytest.mark.parametrize("name", ["", "l0", "l01h1", "l1h01", "l0h", "l0mlp", "l0 mlp ", "head", "L0h1", "l-1h0"])
+def test_other_words_name_no_component(name):
+    with pytest.raises(ValueError, match="unknown component"):
+        Component.of(name)

@@ -12,6 +12,7 @@ from conftest import random_gpt_neox
 from reference import Reference
 
 from spectrolib.model import engine as fast
+from spectrolib.model import loss as heads
 from spectrolib.model.components import components
 from spectrolib.model.engine import groups
 from spectrolib.model.loading import engine_of
@@ -56,8 +57,8 @@ def test_cross_entropy_and_its_gradients(tokens, vocabulary, width):
 
 @pytest.mark.parametrize("rows, columns", [(1, 1), (4, 7), (64, 1000)])
 def test_cross_entropy_in_blocks_of_any_size(monkeypatch, rows, columns):
-    monkeypatch.setattr(fast, "TOKEN_BLOCK", rows)
-    monkeypatch.setattr(fast, "VOCABULARY_BLOCK", columns)
+    monkeypatch.setattr(heads, "TOKEN_BLOCK", rows)
+    monkeypatch.setattr(heads, "VOCABULARY_BLOCK", columns)
     case = random_head(23, 31, 6)
     for got, expected in zip(
         with_gradients(cross_entropy, *case), with_gradients(plain_cross_entropy, *case), strict=True

@@ -16,12 +16,11 @@ from typer.testing import CliRunner
 
 from spectrolib import cli
 from spectrolib.model.loading import engine_of
-from spectrolib.posterior import team
 from spectrolib.run import bank as room
-from spectrolib.run import cost, tasks
+from spectrolib.run import cost, readings
 from spectrolib.run.bank import Bank, open_bank, steps
 from spectrolib.run.measure import measure
-from spectrolib.run.plan import Plan, Task
+from spectrolib.run.plan import Plan
 
 TEAM = replace(SETTINGS, draws=4, steps_between_draws=1, burn_in=2, batch_size=2, antithetic=True, tilt=10.0)
 """Two of its four chains are at nβ = 0, where there is no minibatch loss."""
@@ -56,7 +55,7 @@ def nothing_is_sampled(monkeypatch):
     def fail(*_):
         raise AssertionError("a chain was sampled")
 
-    monkeypatch.setattr(tasks, "lockstep", fail)
+    monkeypatch.setattr(readings, "lockstep", fail)
 
 
 def test_a_bank_holds_each_chain_and_as_much_as_is_said(folder, filled):
@@ -87,14 +86,14 @@ def test_the_same_measurement_again_samples_nothing(folder, filled, tmp_path, no
 def test_fewer_draws_are_those_of_a_run_that_takes_fewer(folder, filled, tmp_path, monkeypatch, changes):
     settings = replace(TEAM, **changes)
     expected = run(plan(folder, settings, blocks=1), tmp_path / "without")
-    monkeypatch.setattr(tasks, "lockstep", None)
+    monkeypatch.setattr(readings, "lockstep", None)
     assert run(plan(folder, settings, blocks=1), tmp_path / "with", bank=filled) == expected
 
 
 def test_another_text_is_read_on_the_same_draws(folder, filled, tmp_path, monkeypatch):
     other = {"probe": measuring.windows(7, 5, length=12), "loss": measuring.windows(8, 3)}
     expected = run(plan(folder, **other), tmp_path / "without")
-    monkeypatch.setattr(tasks, "lockstep", None)
+    monkeypatch.setattr(readings, "lockstep", None)
     assert run(plan(folder, **other), tmp_path / "with", bank=filled) == expected
 
 
@@ -119,13 +118,9 @@ def test_what_a_bank_lacks_is_sampled_and_added(folder, filled, tmp_path):
 
 def sampled(folder, names, settings):
     """The draws of chain 1, without a bank."""
-    model, job = measuring.language_model(folder), plan(folder, settings, blocks=1)
-    task = Task(names, 1)
-    job = tasks.Job("", "cpu", job.sampling.ids, job.loss.ids, job.probe.ids, settings, 1)
-    engine = engine_of(model)
-    starts = zip(names, engine.group(names).start, strict=True)
-    chains = [chain for name, start in starts for chain in team(start, settings, name=name, chain=1)]
-    for draw in tasks._draws(engine, job, task, chains):
+    engine = engine_of(measuring.language_model(folder))
+    group, chains = readings.teams(engine, names, settings, 1)
+    for draw in readings.sampled(group, chains, settings, plan(folder).sampling):
         yield replace(draw, positions=tuple(position.clone() for position in draw.positions))
 
 

@@ -1,7 +1,6 @@
 """Shards of the probe windows: the same bits however the text is cut, and whatever was finished under another cut."""
 
 import re
-import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from spectrolib.estimator import CovarianceSums
 from spectrolib.model import shapes
 from spectrolib.model.loading import LanguageModel
 from spectrolib.run import cost
+from spectrolib.run import result as result_of
 from spectrolib.run.measure import fitted, measure
 from spectrolib.run.plan import Plan
 from spectrolib.run.result import assemble
@@ -27,7 +27,6 @@ from spectrolib.run.shards import cut
 from spectrolib.run.store import ComponentRecord, RunFolder, TaskFile
 from spectrolib.run.tasks import Recorder, _stretches
 
-room = sys.modules["spectrolib.run.measure"]  # the package has a function of that name
 TEAM = replace(SETTINGS, draws=2, steps_between_draws=1, burn_in=1, batch_size=2, antithetic=True, tilt=5.0)
 """Teams, so that every sum has something in it."""
 
@@ -205,8 +204,8 @@ def record(rng: np.random.Generator, tokens: int, blocks: int = 2) -> ComponentR
 
 def test_putting_a_result_together_takes_as_much_memory_for_many_chains_as_for_few(folder, tmp_path, monkeypatch):
     """Little more than the result, while the partial sums are many times that."""
-    monkeypatch.setattr(room, "SLAB_BYTES", 2**19)
-    monkeypatch.setattr(room, "_start_losses", lambda plan: np.zeros(6 * 1500, dtype=np.float32))
+    monkeypatch.setattr(result_of, "SLAB_BYTES", 2**19)
+    monkeypatch.setattr(result_of, "_start_losses", lambda plan: np.zeros(6 * 1500, dtype=np.float32))
     peaks, size, probe = {}, 0, measuring.windows(2, 1500, length=7)
     for chains in (2, 6):
         job = plan(folder, probe=probe, components=(), tokens_per_pass=None, shards=2)
@@ -232,8 +231,8 @@ def test_a_result_from_many_slabs_is_that_from_one(folder, whole, monkeypatch):
     """121 tokens in 41 slabs."""
     job = plan(folder)
     expected = assemble(job, RunFolder(whole, job.manifest()))
-    monkeypatch.setattr(room, "SLAB_BYTES", 8 * room.SUM_BYTES * 3)
-    assert len(room._slabs(121, 4)) == 41
+    monkeypatch.setattr(result_of, "SLAB_BYTES", 8 * result_of.SUM_BYTES * 3)
+    assert len(result_of._slabs(121, 4)) == 41
     assert assemble(job, RunFolder(whole, job.manifest())).identical(expected)
 
 
