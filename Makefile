@@ -66,10 +66,8 @@ notebooks: $(READY)
 pages: book
 	BOOK_HTML='$(HTML)' $(BIN)/python -m pytest tests/pages
 
-figures: FIGURES := $(CURDIR)/figures
 figures: $(READY)
-	rm -rf _build
-	SPECTRO_FIGURES='$(FIGURES)' $(BIN)/jupyter-book build . -W -n --keep-going
+	$(BIN)/python -m spectrobook figures --ship
 
 clean:
 	rm -rf .venv _build *.egg-info

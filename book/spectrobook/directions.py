@@ -14,12 +14,11 @@ which divided by γ is the covariance Cov(l, l') of two losses at nβ = 0 to lea
 is sampled here, so rows of either kind hold no sampling noise, and can be compared as they are.
 
 Slopes are central differences through the engine: PyTorch's forward mode does not pass its attention kernel.
-``python -m spectrobook.directions FILE`` writes those of the bundled model that ship with the library.
+``python -m spectrobook slopes`` makes those of the bundled model that ship with the project.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,8 +138,9 @@ def _check_moves(engine: Engine, moves: Mapping[str, Tensor]) -> None:
         raise ValueError(f"every component needs as many steps as every other, got {counts}")
 
 
-# What ships with the library -----------------------------------------------------------------------------------------
+# What ships with the project -----------------------------------------------------------------------------------------
 
+SHIPPED = DATA / "directions.npz"
 KINDS = ("loss 1", "loss 2", "random 1", "random 2", "random 3", "draw")
 """Slopes along ∇L of two separate texts; along three random directions; and the whole change of the loss for the draw
 from N(w*, I/γ) that lies along the first of them."""
@@ -219,11 +219,5 @@ def _disjoint(available: int, wanted: int) -> Iterator[Int[ndarray, " wanted"]]:
 
 
 def shipped() -> Table:
-    """The table that ships with the library: the bundled model, every other probe window of profile ``book``."""
-    return Table.open(DATA / "directions.npz")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the slopes of token losses that ship with the library.")
-    parser.add_argument("file")
-    tabulate(Plan.from_profile("book")).save(parser.parse_args().file)
+    """The table that ships with the project: the bundled model, every other probe window of profile ``book``."""
+    return Table.open(SHIPPED)

@@ -425,5 +425,5 @@ new windows its loss is {losses[model]:.3f} nats per token; {losses[bayes]:.3f} 
 `planted.json` holds the language, the settings and the losses of the training. Words are separated by spaces. It knows
 no other language.
 
-Made by `python -m spectrobook.purity FOLDER`.
+Made by `python -m spectrobook planted`.
 """

@@ -17,7 +17,6 @@ Purity and its controls are ours, not the paper's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -403,20 +402,13 @@ def shipped() -> tuple[dict, dict[str, ndarray]]:
 
 
 def remake(folder: str | Path, seed: int = 0) -> Path:
-    """Train the model of the planted language, export it into a new folder, and measure it: about ten minutes."""
+    """Train the model of the planted language, export it into a folder, and measure it: about ten minutes.
+
+    A model that the folder holds already is measured as it is.
+    """
     folder, language = Path(folder), planted.Language()
-    if folder.exists():
-        raise ValueError(f"{folder} is there already: name a new folder")
-    recipe = planted.recipe(language, seed=seed)
-    planted.export(language, recipe, *planted.train(language, recipe), folder)
+    if not (folder / "README.md").exists():  # which is written last
+        recipe = planted.recipe(language, seed=seed)
+        planted.export(language, recipe, *planted.train(language, recipe), folder)
     np.savez_compressed(folder / SHIPPED.name, **survey(folder, seed))
     return folder
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the model of the planted language and measure it.")
-    parser.add_argument("folder", help="a new folder for the model and for purity.npz")
-    parser.add_argument("--seed", type=int, default=0)
-    torch.set_num_threads(1)  # so that the numbers do not depend on the machine's cores
-    arguments = parser.parse_args()
-    print(remake(arguments.folder, arguments.seed))

@@ -1,7 +1,7 @@
 """What the book shows of the measurement that ships with the library: its clusters, their cards, their map.
 
 One place, so that chapters, catalogue and map speak of the same clusters. Everything is made when it is first asked
-for, and once. Only the layout is kept on disk: UMAP needs a minute. ``python -m spectrobook.shipped`` makes it anew,
+for, and once. Only the layout is kept on disk: UMAP needs a minute. ``python -m spectrobook layout`` makes it anew,
 which a new measurement asks for.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,7 @@ def shipped_result(name: str = "book"):
     Args:
         name: ``book``: profile `book` on the bundled model. ``zero``: the same at nβ = 0. ``untrained``: the same for
             the same weights, shuffled within each tensor. The last two have every other window of the first and
-            half of its chains; ``benchmarks/controls.py`` makes them.
+            half of its chains; ``python -m spectrobook controls`` makes them.
 
     Raises:
         ValueError: for another name.
@@ -112,6 +113,6 @@ def measured() -> str:
     return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
 
 
-if __name__ == "__main__":
-    tokenmap.keep(LAYOUT, measured(), tokenmap.layout(vectors(), k=K))
-    print(f"{LAYOUT}: {len(vectors()):,} tokens")
+def write_layout(file: str | Path) -> None:
+    """Make the map anew, in a file that says of which measurement it is."""
+    tokenmap.keep(file, measured(), tokenmap.layout(vectors(), k=K))

@@ -1,5 +1,5 @@
 """The command line, a module for each command: ``spectro measure``, ``info``, ``cluster``, ``cards``, ``map``,
-``match``, ``plan`` and ``train``.
+``match`` and ``plan``.
 
 Errors that the user can mend are one line on stderr: exit code 2 for bad input, 1 where a run failed, 130 after Ctrl-C.
 """
@@ -17,10 +17,9 @@ from .map import map_
 from .match import match
 from .measure import measure
 from .plan import plan
-from .train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-for _command in (measure, info, cluster, cards, map_, match, plan, train):
+for _command in (measure, info, cluster, cards, map_, match, plan):
     app.command(_command.__name__.rstrip("_"))(_command)
 
 

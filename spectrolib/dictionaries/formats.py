@@ -2,7 +2,6 @@
 
 Public families for Pythia-70m: the TopK dictionaries `EleutherAI/sae-pythia-70m-32k`, in the format of sparsify, which
 is ours too; and those of Marks et al. for Pythia-70m-deduped, `saprmarks/pythia-70m-deduped-saes`, with a ReLU.
-`python -m spectrolib.dictionaries.formats FOLDER` trains those that ship with the library again.
 """
 
 from __future__ import annotations

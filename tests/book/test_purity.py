@@ -255,13 +255,8 @@ def test_the_shipped_study_belongs_to_the_shipped_model():
     assert purity.SHIPPED.stat().st_size < 2e6
 
 
-def test_a_folder_in_use_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there already"):
-        purity.remake(tmp_path)
-
-
 def test_the_shipped_files_can_be_made_again(tmp_path, monkeypatch):
-    """The whole of ``python -m spectrobook.purity FOLDER`` in small: train, export, measure, study, write."""
+    """The whole of ``python -m spectrobook planted`` in small: train, export, measure, study, write."""
     recipe, sampler = planted.recipe(planted.Language(), steps=2), purity.sampler
     monkeypatch.setattr(planted, "recipe", lambda language, seed: replace(recipe, seed=seed))
     monkeypatch.setattr(planted, "CHUNK", 2)
@@ -282,6 +277,10 @@ def test_the_shipped_files_can_be_made_again(tmp_path, monkeypatch):
     assert np.isfinite(arrays["purity"][0, :, :, 0]).all()
     assert np.isnan(arrays["purity"][1, 1]).all() and np.isnan(arrays["rise"][1, :, :, 2:]).all()
     assert json.loads((folder / "planted.json").read_text())["settings"]["seed"] == 3
+    monkeypatch.setattr(planted, "train", None)  # the model stays
+    (folder / "purity.npz").unlink()
+    purity.remake(folder, seed=3)
+    assert purity.shipped()[0]["model"] == manifest["model"]
 
 
 def tokens_of(windows: int, seed: int) -> purity.Probe:

@@ -30,6 +30,17 @@ SHIPPED = (
 )
 """Name, site and recipe. The last is for the model with shuffled weights (`untrained`, seed 0)."""
 
+README = """# Sparse autoencoders for the bundled model
+
+TopK autoencoders, in the folder format of sparsify: `NAME/SITE/cfg.json` and `sae.safetensors` (float16), with a
+`card.json` that has the recipe, the hash of the model, the text, and the health on unseen windows. The name says layer,
+features and k: `l3-1024-k16` is for the residual stream after layer 3, `l3mlp-...` for what the MLP of layer 3 adds.
+`untrained-...` is a control, for the same model with its weights shuffled within each tensor.
+
+Read one with `spectrolib.dictionaries.formats.load("bundled/l3-1024-k16")`. Make all of them again with
+`python -m spectrobook autoencoders`: a few minutes on one thread, and the same bytes for the same versions.
+"""
+
 
 def training_windows() -> tuple[Windows, Windows]:
     """What the shipped autoencoders are trained on, and the held-out windows that their health is measured on.
@@ -43,14 +54,15 @@ def training_windows() -> tuple[Windows, Windows]:
 def remake(folder: str | Path, report: Callable[[str], None] = print) -> Path:
     """Train the autoencoders of `SHIPPED` on the bundled model, and write them with their cards: some minutes.
 
-    Raises:
-        ValueError: if the folder is there already.
+    Those that the folder holds already stay as they are.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} is there already: name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(README, encoding="utf-8")
     model, (text, heldout) = load_model("bundled", device="cpu"), training_windows()
     for name, site, recipe in SHIPPED:
+        if any((folder / name).glob("*/card.json")):  # which is written last
+            continue
         begin = time.process_time()
         engine = untrained(model) if name.startswith("untrained") else engine_of(model)
         x = activations(engine, text, site)

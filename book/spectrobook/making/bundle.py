@@ -165,7 +165,7 @@ def model_card(summary: dict, samples: list[str]) -> str:
             {summary["tokens_per_s"]} tokens/s. Windows start anywhere in a stream of documents separated by
             `<|endoftext|>`, so no token marks the start of a window. Held-out loss on the way, on
             {settings["validation_windows"]} windows of each domain: {way} tokens. `training.json` has all settings,
-            versions, the loss curve and the corpus manifest. Made by `spectro train --tokens {summary["tokens"]}`."""),
+            versions, the loss curve and the corpus manifest. Made by `python -m spectrobook model`."""),
         "## Loss",
         _fill(f"""
             Nats per token on the windows of `windows.npz` ({summary["windows"]["sampling"]} from the training text,

@@ -11,6 +11,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 import time
@@ -26,6 +27,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from torch import Tensor
 
+from spectrolib.run.measure import WorkerDied
 from spectrolib.text.corpus import Document, Windows, read_windows, windows_from_documents, write_windows
 
 from .bundle import domain_means, export, write_json
@@ -241,12 +243,13 @@ def _spawn(workers: int, settings: TrainingSettings, out: Path) -> None:
                 process.terminate()
                 process.join()
     if any(p.exitcode for p in processes):
-        raise RuntimeError(f"a training process failed; the last checkpoint in {out} is kept")
+        raise WorkerDied(f"a training process failed; the last checkpoint in {out} is kept")
 
 
 def _work(rank: int, workers: int, settings: TrainingSettings, out: Path, address: str = "") -> None:
     if workers > 1:
         torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
         parent = multiprocessing.parent_process()
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # die with the parent
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=workers)
