@@ -11,13 +11,9 @@ those well. `certify` compares what was found with exact solutions, and `spectro
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -36,8 +32,6 @@ __all__ = [
     "conductance",
     "conductance_clusters",
     "exact_pagerank",
-    "open_clusters",
-    "save_clusters",
     "summary",
     "sweep_cut",
 ]
@@ -331,38 +325,3 @@ def summary(clustering: Clustering) -> dict:
         "seeds_tried": clustering.seeds_tried,
         "finished": clustering.finished,
     }
-
-
-def save_clusters(clustering: Clustering, folder: str | Path, summary: Mapping) -> None:
-    """Write clusters.npz, the fields of a clustering, and clusters.json, a summary; each whole or not at all.
-
-    Raises:
-        ValueError: if the folder cannot be written.
-    """
-    folder = Path(folder)
-    arrays, text = folder / "clusters.part.npz", folder / "clusters.json.part"
-    try:
-        np.savez_compressed(arrays, **asdict(clustering))
-        os.replace(arrays, folder / "clusters.npz")
-        text.write_text(json.dumps(summary, indent=2) + "\n")
-        os.replace(text, folder / "clusters.json")
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
-
-
-def open_clusters(folder: str | Path) -> Clustering:
-    """The clusters that `save_clusters` wrote.
-
-    Raises:
-        ValueError: if there are none, or the file is damaged.
-    """
-    file = Path(folder) / "clusters.npz"
-    if not file.exists():
-        raise ValueError(f"{folder} holds no clusters (no clusters.npz): run `spectro cluster {folder}`")
-    try:
-        with np.load(file) as arrays:
-            fields = {name: arrays[name] for name in Clustering.__dataclass_fields__}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} is damaged ({error}): run `spectro cluster {folder}` again") from error
-    fields |= {name: fields[name].item() for name in ("seeds_tried", "finished")}
-    return Clustering(**fields)

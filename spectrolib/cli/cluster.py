@@ -59,6 +59,7 @@ def _cluster(run: Path, chi, settings: dict, options: dict, certify: int) -> dic
 
     from .. import clustering, graph
     from ..estimator import standardise
+    from ..run.store import save_clusters
 
     begin = time.perf_counter()
     rows = None if settings["rows"] == "none" else settings["rows"]
@@ -78,7 +79,7 @@ def _cluster(run: Path, chi, settings: dict, options: dict, certify: int) -> dic
         "exact": {"clusters": exact.clusters.tolist(), "overlap": exact.overlap.tolist()},
         "seconds": {"graph": graph_seconds, "all": time.perf_counter() - begin},
     }
-    clustering.save_clusters(found, run, summary)
+    save_clusters(found, run, summary)
     return summary
 
 
