@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy import ndarray
 
-from ..estimator import CovarianceSums
+from ..estimator import CovarianceSums, merge_all
 from .files import part_of, refusing, write_whole
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ class ComponentRecord:
     """(draws,) L(w) - L(w*) on the loss windows, nats."""
     batch_loss: ndarray
     """(draws,) loss of the minibatch at the last step before each draw, nats."""
+
+    def pooled(self, blocks: int | None = None) -> CovarianceSums:
+        """Its sums over all draws, or over those of its first blocks."""
+        return merge_all(self.sums[:blocks])
 
 
 def joined(parts: Sequence[CovarianceSums]) -> CovarianceSums:
