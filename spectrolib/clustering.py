@@ -23,6 +23,7 @@ from scipy.sparse import csr_array
 
 from . import pagerank, peeling
 from .pagerank import SweepCut, approximate_pagerank, conductance, exact_pagerank, sweep_cut
+from .peeling import Options
 
 __all__ = [
     "Clustering",
@@ -39,6 +40,8 @@ __all__ = [
 Method = Literal["fast", "literal"]
 CLUSTER, MAIN_BODY, SMALL, ISOLATED, UNVISITED = WHY = ("cluster", "main body", "small", "isolated", "unvisited")
 """What can become of a token."""
+STOP = 0.001
+"""The paper's: a search ends when fewer than this part of the tokens could still be seeds."""
 LARGEST = 1000
 """Tokens of the largest cluster, unless another ``max_size`` is asked for."""
 
@@ -85,17 +88,17 @@ class Clustering:
 def conductance_clusters(
     graph: csr_array,
     *,
-    alpha: float = 0.001,
-    tol: float = 1e-7,
-    main_body: float = 0.99,
-    min_size: int = 20,
-    stop: float = 0.001,
+    alpha: float = Options.alpha,
+    tol: float = Options.tol,
+    main_body: float = Options.main_body,
+    min_size: int = Options.min_size,
+    stop: float = STOP,
     seed: int = 0,
     method: Method = "fast",
     seed_choice: Literal["neighbourhood", "random"] | Sequence[int] | None = None,
-    half_volume: bool = True,
-    max_size: int | None = None,
-    barrier: float = 1.3,
+    half_volume: bool = Options.half_volume,
+    max_size: int | None = Options.max_size,
+    barrier: float = Options.barrier,
     progress: bool = False,
 ) -> Clustering:
     """Peel a graph: find the best cut around one seed after another, and take away each that is a cluster.
@@ -139,8 +142,8 @@ def conductance_clusters(
     Raises:
         ValueError: for a graph that is not square, symmetric and non-negative, or an option out of range.
     """
-    options = peeling.Options(alpha, tol, main_body, min_size, half_volume, max_size, barrier)
-    check(options, stop, method)
+    options = Options(alpha, tol, main_body, min_size, half_volume, max_size, barrier)
+    check(options, method, stop)
     graph = pagerank.checked(graph)
     if max_size is None:
         options = replace(options, max_size=max(min(LARGEST, graph.shape[0] // 4), min_size))
@@ -158,7 +161,7 @@ def conductance_clusters(
 class _Search:
     """The state of one peeling."""
 
-    def __init__(self, graph: csr_array, options: peeling.Options, find, stop: float):
+    def __init__(self, graph: csr_array, options: Options, find, stop: float):
         n = graph.shape[0]
         self.rest, self.options, self.find, self.stop = peeling.Rest(graph), options, find, stop
         self.why = np.full(n, UNVISITED, dtype=f"<U{max(map(len, WHY))}")
@@ -226,7 +229,7 @@ def _seed_order(choice, n: int, seed: int) -> Int[ndarray, " seeds"] | None:
     return pagerank.node_list(choice, n)
 
 
-def check(options: peeling.Options, stop: float, method: str) -> None:
+def check(options: Options, method: str, stop: float = STOP) -> None:
     """Refuse (ValueError) options that are out of range."""
     if method not in ("fast", "literal"):
         raise ValueError(f"method must be 'fast' or 'literal', got {method!r}")
@@ -271,9 +274,9 @@ def certify(
     graph: csr_array,
     clustering: Clustering,
     *,
-    alpha: float = 0.001,
+    alpha: float = Options.alpha,
     sample: int | None = None,
-    half_volume: bool = True,
+    half_volume: bool = Options.half_volume,
     seed: int = 0,
 ) -> Certificate:
     """Check clusters against the exact PageRank vector of their seeds, on the graph that they were cut from.
@@ -294,14 +297,14 @@ def certify(
     for cluster in np.argsort(clustering.order):
         members = clustering.members(cluster)
         if cluster in chosen:
-            options = peeling.Options(alpha, 1e-7, 1.0, 1, half_volume, 2 * len(members), 1.0)
+            options = Options(alpha, half_volume=half_volume, max_size=2 * len(members))
             overlap[cluster], least[cluster] = _exactly(rest, members, int(clustering.seeds[cluster]), options)
         rest.remove(np.array([rest.place(node) for node in members]))
     chosen = np.sort(chosen)
     return Certificate(chosen, overlap[chosen], least[chosen])
 
 
-def _exactly(rest: peeling.Rest, members: ndarray, seed: int, options: peeling.Options) -> tuple[float, float]:
+def _exactly(rest: peeling.Rest, members: ndarray, seed: int, options: Options) -> tuple[float, float]:
     values = rest.exact(rest.place(seed), options.alpha, rtol=1e-12)
     order, profile = rest.sweep(np.flatnonzero(values > 0), values[values > 0], options)
     shortest = (len(members) + 1) // 2

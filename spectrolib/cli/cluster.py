@@ -40,7 +40,7 @@ def cluster(
 
     with one_line_errors(stopped="nothing was written"):
         check_symmetrise(symmetrise)
-        check(Options(0.001, 1e-7, 0.99, min_size, True, max_size, barrier), 0.001, method)
+        check(Options(min_size=min_size, max_size=max_size, barrier=barrier), method)
         options = {"method": method, "seed": seed, "min_size": min_size, "max_size": max_size, "barrier": barrier}
         result = open_result(run)
         result = with_estimator(result, estimator) if estimator else result

@@ -1,5 +1,6 @@
 """`spectro cluster`: from a run folder to labels on disk, its summary, its one-line errors, Ctrl-C."""
 
+import inspect
 import json
 import re
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from spectrolib import cli, clustering, graph, peeling
 from spectrolib.cli import runs
+from spectrolib.cli.cluster import cluster
 from spectrolib.estimator import standardise
 from spectrolib.run import store
 
@@ -162,3 +164,10 @@ def test_the_rows_of_another_estimator(terms, susceptibilities):
     np.testing.assert_allclose(runs.clustered_result(terms)["susceptibility"], susceptibilities)
     code, out, error = spectro(terms, "--estimator", "three_chain")
     assert (code, out) == (2, "") and "unknown estimator 'three_chain'" in error and error.count("\n") == 1
+
+
+def test_the_defaults_are_those_of_the_library():
+    """The command repeats them, for its help must not wait for what compiles."""
+    offered = inspect.signature(cluster).parameters
+    for name in ("min_size", "max_size", "barrier"):
+        assert offered[name].default == getattr(peeling.Options, name)
