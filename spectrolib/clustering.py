@@ -12,15 +12,11 @@ those well. `certify` compares what was found with exact solutions, and `spectro
 from __future__ import annotations
 
 import functools
-import json
 import multiprocessing
-import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +27,7 @@ from scipy.sparse import coo_array, csr_array
 from . import pagerank, peeling
 from .graph import knn_graph
 from .pagerank import SweepCut, approximate_pagerank, conductance, exact_pagerank, sweep_cut
+from .peeling import Options
 
 __all__ = [
     "Clustering",
@@ -40,8 +37,6 @@ __all__ = [
     "conductance",
     "conductance_clusters",
     "exact_pagerank",
-    "open_clusters",
-    "save_clusters",
     "summary",
     "sweep_cut",
 ]
@@ -54,6 +49,8 @@ CLUSTER, MAIN_BODY, SMALL, ISOLATED, UNVISITED, FLEETING, QUIET = WHY = (
 """What can become of a token."""
 OPTIONAL = ("share", "support")
 """Fields that only clusters of several repetitions have."""
+STOP = 0.001
+"""The paper's: a search ends when fewer than this part of the tokens could still be seeds."""
 LARGEST = 1000
 """Tokens of the largest cluster, unless another ``max_size`` is asked for."""
 
@@ -105,17 +102,17 @@ class Clustering:
 def conductance_clusters(
     graph: csr_array,
     *,
-    alpha: float = 0.001,
-    tol: float = 1e-7,
-    main_body: float = 0.99,
-    min_size: int = 20,
-    stop: float = 0.001,
+    alpha: float = Options.alpha,
+    tol: float = Options.tol,
+    main_body: float = Options.main_body,
+    min_size: int = Options.min_size,
+    stop: float = STOP,
     seed: int = 0,
     method: Method = "fast",
     seed_choice: Literal["neighbourhood", "random"] | Sequence[int] | None = None,
-    half_volume: bool = True,
-    max_size: int | None = None,
-    barrier: float = 1.3,
+    half_volume: bool = Options.half_volume,
+    max_size: int | None = Options.max_size,
+    barrier: float = Options.barrier,
     progress: bool = False,
 ) -> Clustering:
     """Peel a graph: find the best cut around one seed after another, and take away each that is a cluster.
@@ -159,8 +156,8 @@ def conductance_clusters(
     Raises:
         ValueError: for a graph that is not square, symmetric and non-negative, or an option out of range.
     """
-    options = peeling.Options(alpha, tol, main_body, min_size, half_volume, max_size, barrier)
-    check(options, stop, method)
+    options = Options(alpha, tol, main_body, min_size, half_volume, max_size, barrier)
+    check(options, method, stop)
     graph = pagerank.checked(graph)
     if max_size is None:
         options = replace(options, max_size=max(min(LARGEST, graph.shape[0] // 4), min_size))
@@ -178,7 +175,7 @@ def conductance_clusters(
 class _Search:
     """The state of one peeling."""
 
-    def __init__(self, graph: csr_array, options: peeling.Options, find, stop: float):
+    def __init__(self, graph: csr_array, options: Options, find, stop: float):
         n = graph.shape[0]
         self.rest, self.options, self.find, self.stop = peeling.Rest(graph), options, find, stop
         self.why = np.full(n, UNVISITED, dtype=f"<U{max(map(len, WHY))}")
@@ -246,7 +243,7 @@ def _seed_order(choice, n: int, seed: int) -> Int[ndarray, " seeds"] | None:
     return pagerank.node_list(choice, n)
 
 
-def check(options: peeling.Options, stop: float, method: str) -> None:
+def check(options: Options, method: str, stop: float = STOP) -> None:
     """Refuse (ValueError) options that are out of range."""
     if method not in ("fast", "literal"):
         raise ValueError(f"method must be 'fast' or 'literal', got {method!r}")
@@ -291,9 +288,9 @@ def certify(
     graph: csr_array,
     clustering: Clustering,
     *,
-    alpha: float = 0.001,
+    alpha: float = Options.alpha,
     sample: int | None = None,
-    half_volume: bool = True,
+    half_volume: bool = Options.half_volume,
     seed: int = 0,
 ) -> Certificate:
     """Check clusters against the exact PageRank vector of their seeds, on the graph that they were cut from.
@@ -314,14 +311,14 @@ def certify(
     for cluster in np.argsort(clustering.order):
         members = clustering.members(cluster)
         if cluster in chosen:
-            options = peeling.Options(alpha, 1e-7, 1.0, 1, half_volume, 2 * len(members), 1.0)
+            options = Options(alpha, half_volume=half_volume, max_size=2 * len(members))
             overlap[cluster], least[cluster] = _exactly(rest, members, int(clustering.seeds[cluster]), options)
         rest.remove(np.array([rest.place(node) for node in members]))
     chosen = np.sort(chosen)
     return Certificate(chosen, overlap[chosen], least[chosen])
 
 
-def _exactly(rest: peeling.Rest, members: ndarray, seed: int, options: peeling.Options) -> tuple[float, float]:
+def _exactly(rest: peeling.Rest, members: ndarray, seed: int, options: Options) -> tuple[float, float]:
     values = rest.exact(rest.place(seed), options.alpha, rtol=1e-12)
     order, profile = rest.sweep(np.flatnonzero(values > 0), values[values > 0], options)
     shortest = (len(members) + 1) // 2
@@ -535,40 +532,3 @@ def summary(clustering: Clustering) -> dict:
         "finished": clustering.finished,
         **({} if clustering.share is None else {"share": clustering.share.tolist()}),
     }
-
-
-def save_clusters(clustering: Clustering, folder: str | Path, summary: Mapping) -> None:
-    """Write clusters.npz, the fields of a clustering, and clusters.json, a summary; each whole or not at all.
-
-    Raises:
-        ValueError: if the folder cannot be written.
-    """
-    folder = Path(folder)
-    arrays, text = folder / "clusters.part.npz", folder / "clusters.json.part"
-    try:
-        fields = {name: value for name, value in asdict(clustering).items() if value is not None}
-        np.savez_compressed(arrays, **fields)
-        os.replace(arrays, folder / "clusters.npz")
-        text.write_text(json.dumps(summary, indent=2) + "\n")
-        os.replace(text, folder / "clusters.json")
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
-
-
-def open_clusters(folder: str | Path) -> Clustering:
-    """The clusters that `save_clusters` wrote.
-
-    Raises:
-        ValueError: if there are none, or the file is damaged.
-    """
-    file = Path(folder) / "clusters.npz"
-    if not file.exists():
-        raise ValueError(f"{folder} holds no clusters (no clusters.npz): run `spectro cluster {folder}`")
-    try:
-        with np.load(file) as arrays:
-            there = [name for name in Clustering.__dataclass_fields__ if name in arrays or name not in OPTIONAL]
-            fields = {name: arrays[name] for name in there}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} is damaged ({error}): run `spectro cluster {folder}` again") from error
-    fields |= {name: fields[name].item() for name in ("seeds_tried", "finished")}
-    return Clustering(**fields)

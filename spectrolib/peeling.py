@@ -31,15 +31,18 @@ SPOKEN_FOR = 200
 
 @dataclass(frozen=True)
 class Options:
-    """What a search for one cut depends on; `spectrolib.clustering.conductance_clusters` says what each means."""
+    """What a search for one cut depends on; `spectrolib.clustering.conductance_clusters` says what each means.
 
-    alpha: float
-    tol: float
-    main_body: float
-    min_size: int
-    half_volume: bool
-    max_size: int | None
-    barrier: float
+    The first four are the paper's constants, the others our own.
+    """
+
+    alpha: float = 0.001
+    tol: float = 1e-7
+    main_body: float = 0.99
+    min_size: int = 20
+    half_volume: bool = True
+    max_size: int | None = None
+    barrier: float = 1.3
 
 
 class Cut(NamedTuple):

@@ -47,15 +47,15 @@ def cards(
 
 def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str, str]) -> tuple[list, dict]:
     """Cards and catalogue, written; the summary."""
-    from .. import clustering
     from ..reading import cards as room
     from ..reading import catalogue, naming
     from ..reading.conditions import describe
+    from ..run.store import open_clusters
     from ..text.runningtext import running_text
 
     url, asked, key = name
     endpoint = naming.Endpoint(url, asked, key) if url or asked else None
-    result, found = clustered_result(run), clustering.open_clusters(run)
+    result, found = clustered_result(run), open_clusters(run)
     tokenizer, missed = tokenizer_for(run, result, model)
     text = running_text(result, tokenizer)
     described = room.cards(result, found, features=describe(text), **standardisation(run), examples=examples, seed=seed)

@@ -67,7 +67,7 @@ def cluster(
                 "resolved rows are cut from the mutual graph, not whitened: leave both out, or --rows paper"
             )
         k, min_size = k or (15 if resolved else 45), min_size or (10 if resolved else 20)
-        check(Options(0.001, 1e-7, 0.99, min_size, True, max_size, barrier), 0.001, method)
+        check(Options(min_size=min_size, max_size=max_size, barrier=barrier), method)
         options = {"method": method, "seed": seed, "min_size": min_size, "max_size": max_size, "barrier": barrier}
         result = with_estimator(result, estimator) if estimator else result
         shape = {"k": k, "symmetrise": symmetrise, "rows": rows, "whiten": whiten}
@@ -113,6 +113,7 @@ def _cluster(run: Path, chi, settings: dict, options: dict, certify: int) -> dic
 
     from .. import clustering, graph
     from ..estimator import standardise
+    from ..run.store import save_clusters
 
     begin = time.perf_counter()
     rows = None if settings["rows"] == "none" else settings["rows"]
@@ -132,7 +133,7 @@ def _cluster(run: Path, chi, settings: dict, options: dict, certify: int) -> dic
         "exact": {"clusters": exact.clusters.tolist(), "overlap": exact.overlap.tolist()},
         "seconds": {"graph": graph_seconds, "all": time.perf_counter() - begin},
     }
-    clustering.save_clusters(found, run, summary)
+    save_clusters(found, run, summary)
     return summary
 
 

@@ -26,12 +26,12 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
     """Lay out, write the page; what was done, in words."""
     import time
 
-    from .. import clustering
     from ..reading import tokenmap
     from ..reading.cards import open_cards
+    from ..run.store import open_clusters
 
     begin = time.perf_counter()
-    result, found = clustered_result(run), clustering.open_clusters(run)
+    result, found = clustered_result(run), open_clusters(run)
     cards = open_cards(run) if (run / "cards.json").exists() else []
     tokenizer, missed = tokenizer_for(run, result, model)
     vectors = clustered_vectors(run, result)

@@ -44,16 +44,15 @@ def _match(run: Path, names: list[str], sites: list[str], model: str, settings: 
     """Activations, features, matches at both positions and against both nulls, written; the summary."""
     import time
 
-    from .. import clustering
     from ..dictionaries import formats as shelf
     from ..dictionaries import matching
     from ..dictionaries.windows import measured_windows, token_rows
     from ..model.loading import engine_of
-    from ..run.store import open_result
+    from ..run.store import open_clusters, open_result
 
     begin = time.perf_counter()
     matching.check(settings["score"], settings["permutations"])
-    result, clusters = open_result(run), clustering.open_clusters(run)
+    result, clusters = open_result(run), open_clusters(run)
     if len(clusters.labels) != result.sizes["token"] or not len(clusters.sizes):
         raise ValueError(f"{run} has no clusters of its {result.sizes['token']:,} tokens: run `spectro cluster {run}`")
     reader, measured = reader_of(run, model)

@@ -11,12 +11,12 @@ import base64
 import hashlib
 import html
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..checks.intervals import Estimate
+from ..run.files import refusing, write_whole
 from ..text.runningtext import FAMILIES
 from .cards import MIXED, Card, Example
 from .marks import PALETTE, visible
@@ -73,12 +73,9 @@ def write(
         ValueError: if the folder cannot be written.
     """
     file = Path(folder) / "catalogue.html"
-    temporary = file.with_suffix(".html.part")
-    try:
-        temporary.write_text(page(cards, title=title, about=about, token_map=token_map), encoding="utf-8")
-        os.replace(temporary, file)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
+    text = page(cards, title=title, about=about, token_map=token_map)
+    with refusing(folder):
+        write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
     return file
 
 

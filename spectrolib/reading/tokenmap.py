@@ -14,7 +14,6 @@ import base64
 import hashlib
 import html
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from numpy import ndarray
 
 from .. import graph
 from ..clustering import Clustering
+from ..run.files import refusing, write_whole
 from ..text.runningtext import FAMILIES, RunningText, running_text
 
 if TYPE_CHECKING:
@@ -114,12 +114,8 @@ def keep(file: str | Path, key: str, positions: Float[ndarray, "n 2"]) -> None:
         ValueError: if the file cannot be written.
     """
     file = Path(file)
-    temporary = file.with_suffix(".part.npz")
-    try:
-        np.savez_compressed(temporary, key=np.array(key), positions=positions)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be written: {error.strerror or error}") from error
+    with refusing(file):
+        write_whole(file, lambda part: np.savez_compressed(part, key=np.array(key), positions=positions))
 
 
 # The page ------------------------------------------------------------------------------------------------------------
@@ -187,13 +183,9 @@ def write(page: str, file: str | Path) -> int:
     Raises:
         ValueError: if the file cannot be written.
     """
-    file = Path(file)
-    temporary, content = file.with_suffix(".html.part"), page.encode()
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be written: {error.strerror or error}") from error
+    file, content = Path(file), page.encode()
+    with refusing(file):
+        write_whole(file, lambda part: part.write_bytes(content))
     return len(content)
 
 

@@ -28,7 +28,8 @@ import torch
 from numpy import ndarray
 
 from ..posterior import Chain, Draw, Settings
-from .store import claim, settle
+from .files import part_of, settle
+from .store import claim
 
 FORMAT = 1
 FREE = ("draws", "steps_between_draws", "burn_in", "chains", "max_rise")
@@ -153,7 +154,7 @@ class _Table:
     def __init__(self, bank: Bank, team: Sequence[Chain], wanted: list[int], unique: str):
         name, chain, weights = team[0].name, team[0].chain, team[0].position.numel()
         self.files = bank.files(name, chain)
-        self.parts = [file.with_suffix(f".{unique}.part{file.suffix}") for file in self.files]
+        self.parts = [part_of(file.with_suffix(f".{unique}{file.suffix}")) for file in self.files]
         held = bank.held(name, chain) or Held([], np.empty((0, len(team), weights)), np.empty((0, len(team))))
         self.steps = sorted({*wanted, *held.steps})
         shape = (len(self.steps), len(team), weights)

@@ -11,8 +11,8 @@ from ..estimator import ResolvedSums, joined, unit_length
 from .plan import Plan
 from .store import TaskFile
 
-Shards = Sequence[tuple[int, TaskFile]]
-"""The files of the shards of one chain, and the first token of each."""
+Shards = Sequence[TaskFile]
+"""The files of the shards of one chain, in order."""
 
 
 def from_draws(plan: Plan, chains: Mapping[str, Sequence[Shards]]) -> dict[str, tuple]:
@@ -31,7 +31,7 @@ def from_draws(plan: Plan, chains: Mapping[str, Sequence[Shards]]) -> dict[str, 
 
 
 def _merged(chains: Sequence[Shards], name: str) -> ResolvedSums:
-    first, *rest = (joined([file.resolved(name) for _, file in shards]) for shards in chains)
+    first, *rest = (joined([file.resolved(name) for file in shards]) for shards in chains)
     for sums in rest:
         first = first.merge(sums)
     return first

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,9 +18,9 @@ from ..model.engine import one_thread
 from ..model.loading import LanguageModel, engine_of
 from ..text.corpus import Windows
 from .cost import SUM_BYTES
-from .plan import Plan, Task
+from .plan import Plan
 from .resolved import from_draws
-from .store import RunFolder, TaskFile
+from .store import ComponentRecord, RunFolder, TaskFile
 
 
 def assemble(plan: Plan, run: RunFolder):
@@ -51,36 +52,35 @@ def assemble(plan: Plan, run: RunFolder):
     import xarray as xr
 
     settings, names, sampled = plan.settings, list(plan.components), [*plan.components, FULL]
-    tokens, chains, halves = plan.probe.ids[:, 1:].size, range(settings.chains), settings.chains > 1
-    files = _shards(run, plan.whole)
-    shards = {name: [files[task] for task in plan.whole if name in task.components] for name in sampled}
+    tokens, halves = plan.probe.ids[:, 1:].size, settings.chains > 1
+    chains = chain_records(plan, run)
     table = lambda *dims, kind=np.float64: np.empty((*dims, tokens, len(names)), dtype=kind)  # noqa: E731
     tables, full_moment = table(len(TABLES)), np.empty(tokens)
     controls = table(len(estimator.CONTROLS), kind=np.float32)
     half = table(len(ESTIMATORS), 2, plan.blocks, kind=np.float32) if halves else None
     for part in _slabs(tokens, settings.chains * plan.blocks):
-        full = [_blocks(files, FULL, part) for files in shards[FULL]]
+        full = [chain.read(part) for chain in chains[FULL]]
         full_moment[part] = _pooled(full).mean_losses
         for i, name in enumerate(names):
-            own = [_blocks(files, name, part) for files in shards[name]]
+            own = [chain.read(part) for chain in chains[name]]
             tables[:, part, i] = _table(plan.estimator, own, full)
             controls[:, part, i] = _pooled(own).controls
             if half is not None:
                 half[..., part, i] = _halves(own, full)
-    traces = {name: [files[0][1].record(name, 0, 0) for files in shards[name]] for name in sampled}
+    traces = {name: [chain.traces() for chain in chains[name]] for name in sampled}
     variables = {
         **{name: (("token", "component"), values) for name, values in zip(TABLES, tables, strict=True)},
         "control_covariance": (("control", "token", "component"), controls),
         "full_moment": ("token", full_moment),
-        "rise": ("sampled", np.array([np.mean([traces[name][k].rise for k in chains]) for name in sampled])),
+        "rise": ("sampled", np.array([np.mean([chain.rise for chain in traces[name]]) for name in sampled])),
         "loss": ("token", _start_losses(plan)),
     }
     for trace, key in (("loss_rise", "rise"), ("batch_loss", "batch_loss")):
-        values = np.array([[getattr(traces[name][k], key) for k in chains] for name in sampled])
+        values = np.array([[getattr(chain, key) for chain in traces[name]] for name in sampled])
         variables[trace] = (("sampled", "chain", "draw"), values)
     if half is not None:
         variables["half_susceptibility"] = (("estimator", "half", "block", "token", "component"), half)
-    resolved = from_draws(plan, shards)
+    resolved = from_draws(plan, {name: [chain.shards for chain in chains[name]] for name in names})
     channels = {name: resolved.pop(name) for name in ("channel_component",) if name in resolved}
     block_draws = [-(-settings.draws * (b + 1) // plan.blocks) for b in range(plan.blocks)]
     return xr.Dataset(
@@ -105,10 +105,6 @@ SLAB_BYTES = 32 * 2**20
 """Partial sums that `assemble` holds at once, of one component and of the whole model."""
 
 
-Blocks = list[tuple[CovarianceSums, ...]]
-"""The sums of each chain, block by block."""
-
-
 def _slabs(tokens: int, parts: int) -> list[slice]:
     """Stretches of the tokens, of which so many partial sums of two components can be held."""
     count = -(-tokens * 2 * parts * SUM_BYTES // SLAB_BYTES)
@@ -116,35 +112,56 @@ def _slabs(tokens: int, parts: int) -> list[slice]:
     return [slice(*ends) for ends in pairwise(ends)]
 
 
-def _shards(run: RunFolder, tasks: list[Task]) -> dict[Task, list[tuple[int, TaskFile]]]:
-    """The files of the shards of each task, and the first token of each."""
-    finished, found = run.finished(), {}
-    for task in tasks:
+@dataclass(frozen=True)
+class ChainRecord:
+    """What one chain of one component measured, as it lies on disk: in one file for each shard of the probe text."""
+
+    component: str
+    shards: tuple[TaskFile, ...]
+    """In the order of their tokens."""
+    starts: tuple[int, ...]
+    """The first token of each, among all probe tokens."""
+
+    def read(self, part: slice) -> ComponentRecord:
+        """What it measured of some of the tokens, from the shards that hold them."""
+        found = [
+            file.record(self.component, max(part.start - start, 0), part.stop - start)
+            for start, file in zip(self.starts, self.shards, strict=True)
+            if start < part.stop and part.start < start + file.tokens
+        ]
+        if len(found) == 1:
+            return found[0]
+        sums = zip(*(record.sums for record in found), strict=True)
+        return replace(found[0], sums=tuple(map(joined, sums)))
+
+    def traces(self) -> ComponentRecord:
+        """What it measured of no token: its traces, which all shards hold."""
+        return self.shards[0].record(self.component, 0, 0)
+
+
+def chain_records(plan: Plan, run: RunFolder) -> dict[str, list[ChainRecord]]:
+    """The chains of each component and of the whole model, by number, in a run whose every task is finished."""
+    finished = run.finished()
+    found: dict[str, list[ChainRecord]] = {name: [] for name in (*plan.components, FULL)}
+    for task in plan.whole:
         stretches = sorted(finished[task.name], key=lambda stretch: stretch or (0, 0))
-        files = [TaskFile(run.task_file(replace(task, windows=stretch).name)) for stretch in stretches]
-        starts = np.cumsum([0, *(file.tokens for file in files[:-1])]).tolist()
-        found[task] = list(zip(starts, files, strict=True))
+        shards = tuple(TaskFile(run.task_file(replace(task, windows=stretch).name)) for stretch in stretches)
+        starts = tuple(np.cumsum([0, *(file.tokens for file in shards[:-1])]).tolist())
+        for name in task.components:
+            found[name].append(ChainRecord(name, shards, starts))
     return found
 
 
-def _blocks(files: list[tuple[int, TaskFile]], name: str, part: slice) -> tuple[CovarianceSums, ...]:
-    """The sums of one chain over some of the tokens, from the shards that hold them."""
-    records = [
-        file.record(name, max(part.start - first, 0), part.stop - first).sums
-        for first, file in files
-        if first < part.stop and part.start < first + file.tokens
-    ]
-    return records[0] if len(records) == 1 else tuple(map(joined, zip(*records, strict=True)))
-
-
-def _pooled(chains: Blocks, blocks: int | None = None) -> CovarianceSums:
+def _pooled(chains: Sequence[ComponentRecord], blocks: int | None = None) -> CovarianceSums:
     """All chains together, with their first blocks of draws."""
-    return estimator.merge_all(estimator.merge_all(own[:blocks]) for own in chains)
+    return estimator.merge_all(chain.pooled(blocks) for chain in chains)
 
 
-def _table(kind: Estimator, own: Blocks, full: Blocks) -> list[Float[ndarray, " token"]]:
+def _table(
+    kind: Estimator, own: Sequence[ComponentRecord], full: Sequence[ComponentRecord]
+) -> list[Float[ndarray, " token"]]:
     """What `TABLES` names."""
-    chains, whole = [_pooled([sums]) for sums in own], [_pooled([sums]) for sums in full]
+    chains, whole = [chain.pooled() for chain in own], [chain.pooled() for chain in full]
     terms = estimator.terms(estimator.merge_all(chains), estimator.merge_all(whole))
     return [
         estimator.susceptibility(kind, chains, whole),
@@ -155,13 +172,15 @@ def _table(kind: Estimator, own: Blocks, full: Blocks) -> list[Float[ndarray, " 
     ]
 
 
-def _halves(own: Blocks, full: Blocks) -> Float[ndarray, "estimator half block token"]:
+def _halves(
+    own: Sequence[ComponentRecord], full: Sequence[ComponentRecord]
+) -> Float[ndarray, "estimator half block token"]:
     """Estimates from the chains of even and of odd number, with their first blocks of draws."""
 
     def estimate(kind: Estimator, half: int, blocks: int) -> ndarray:
-        return estimator.susceptibility(kind, *([_pooled([sums], blocks) for sums in c[half::2]] for c in (own, full)))
+        return estimator.susceptibility(kind, *([chain.pooled(blocks) for chain in c[half::2]] for c in (own, full)))
 
-    counts = range(1, len(own[0]) + 1)
+    counts = range(1, len(own[0].sums) + 1)
     return np.array([[[estimate(kind, half, b) for b in counts] for half in (0, 1)] for kind in ESTIMATORS])
 
 

@@ -18,14 +18,18 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy import ndarray
 
-from ..estimator import CovarianceSums, ResolvedSums
+from ..estimator import CovarianceSums, ResolvedSums, merge_all
+from .files import part_of, refusing, write_whole
+
+if TYPE_CHECKING:
+    from ..clustering import Clustering
 
 T = TypeVar("T")
 
@@ -42,6 +46,10 @@ class ComponentRecord:
     """(draws,) loss of the minibatch at the last step before each draw, nats."""
     resolved: ResolvedSums | None = None
     """The fluctuations of all losses, where channels are kept."""
+
+    def pooled(self, blocks: int | None = None) -> CovarianceSums:
+        """Its sums over all draws, or over those of its first blocks."""
+        return merge_all(self.sums[:blocks])
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,10 @@ class RunFolder:
 
         folder = self.path / "model"
         folder.mkdir(exist_ok=True)
-        save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, folder / "weights.part")
-        os.replace(folder / "weights.part", folder / "model.safetensors")
-        _write(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str).encode())
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+        write_whole(folder / "model.safetensors", lambda part: save_file(tensors, part))
+        text = json.dumps(config, indent=2, sort_keys=True, default=str)
+        write_whole(folder / "config.json", lambda part: part.write_bytes(text.encode()))
         return folder
 
     @property
@@ -139,19 +148,18 @@ def claim(
             cannot be written.
     """
     path, text = Path(path), json.dumps(manifest, indent=2, sort_keys=True)
-    stored, ours = path / "manifest.json", (inside, "manifest.part")
-    try:
+    stored = path / "manifest.json"
+    ours = (inside, part_of(stored).name)
+    with refusing(f"the {kind} {path}"):
         path.mkdir(parents=True, exist_ok=True)
         strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
         if strangers and not stored.exists():
             raise ValueError(f"{path} is not a {kind} and not empty (it holds {strangers[0]}): name a new folder")
         (path / inside).mkdir(exist_ok=True)
-        _write(path / inside / "writable", b"")  # now, rather than after an hour
+        write_whole(path / inside / "writable", Path.touch)  # now, rather than after an hour
         (path / inside / "writable").unlink()
         if not stored.exists():
-            _write(stored, text.encode())
-    except OSError as error:
-        raise ValueError(f"the {kind} {path} cannot be written: {error.strerror or error}") from error
+            write_whole(stored, lambda part: part.write_bytes(text.encode()))
     held = read_manifest(path)
     if held != json.loads(text):
         raise ValueError(
@@ -189,9 +197,7 @@ def write_task(file: Path, records: Mapping[str, ComponentRecord] | GradientReco
 
 
 def _write_arrays(file: Path, arrays: Mapping[str, ndarray]) -> None:
-    temporary = file.with_suffix(".part.npz")
-    np.savez(temporary, **arrays)
-    settle(temporary, file)
+    write_whole(file, lambda part: np.savez(part, **arrays))
 
 
 class TaskFile:
@@ -308,14 +314,15 @@ def pack(result, path: str | Path, variables: Iterable[str] = ()) -> Path:
     kept = result[list(variables)] if variables else result
     kept = kept.isel(block=[-1]) if "block" in kept.dims else kept
     small = kept.assign({name: _small(values) for name, values in kept.data_vars.items()})
-    temporary = path.with_suffix(".part.zip")
-    temporary.unlink(missing_ok=True)
     parts: dict = {}  # a zip file cannot replace its entries, as writing Zarr does
     _plain_text(small.assign_attrs(result.attrs)).to_zarr(zarr.storage.MemoryStore(parts), consolidated=False)
-    with zipfile.ZipFile(temporary, "w") as archive:
-        for name in sorted(parts):
-            archive.writestr(zipfile.ZipInfo(name), parts[name].to_bytes())  # without the time of writing
-    settle(temporary, path)
+
+    def write(part: Path) -> None:
+        with zipfile.ZipFile(part, "w") as archive:
+            for name in sorted(parts):
+                archive.writestr(zipfile.ZipInfo(name), parts[name].to_bytes())  # without the time of writing
+
+    write_whole(path, write)
     return path
 
 
@@ -359,11 +366,9 @@ def save_json(folder: str | Path, name: str, content: Mapping) -> Path:
     Raises:
         ValueError: if the folder cannot be written.
     """
-    file = Path(folder) / name
-    try:
-        _write(file, (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
+    file, text = Path(folder) / name, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+    with refusing(folder):
+        write_whole(file, lambda part: part.write_bytes(text.encode()))
     return file
 
 
@@ -389,6 +394,40 @@ def open_json(folder: str | Path, name: str, form: int, command: str, read: Call
         raise ValueError(f"{file} is damaged ({error}): {again} again") from error
 
 
+def save_clusters(clustering: Clustering, folder: str | Path, summary: Mapping) -> None:
+    """Write clusters.npz, the fields of a clustering, and clusters.json, a summary; each whole or not at all.
+
+    Raises:
+        ValueError: if the folder cannot be written.
+    """
+    folder, text = Path(folder), json.dumps(summary, indent=2) + "\n"
+    fields = {name: value for name, value in asdict(clustering).items() if value is not None}
+    with refusing(folder):
+        write_whole(folder / "clusters.npz", lambda part: np.savez_compressed(part, **fields))
+        write_whole(folder / "clusters.json", lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def open_clusters(folder: str | Path) -> Clustering:
+    """The clusters that `save_clusters` wrote.
+
+    Raises:
+        ValueError: if there are none, or the file is damaged.
+    """
+    from ..clustering import OPTIONAL, Clustering  # compiles: takes a second
+
+    file = Path(folder) / "clusters.npz"
+    if not file.exists():
+        raise ValueError(f"{folder} holds no clusters (no clusters.npz): run `spectro cluster {folder}`")
+    try:
+        with np.load(file) as arrays:
+            names = [name for name in Clustering.__dataclass_fields__ if name in arrays or name not in OPTIONAL]
+            fields = {name: arrays[name] for name in names}
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is damaged ({error}): run `spectro cluster {folder}` again") from error
+    fields |= {name: fields[name].item() for name in ("seeds_tried", "finished")}
+    return Clustering(**fields)
+
+
 def read_manifest(path: str | Path) -> dict:
     """The manifest of a run folder.
 
@@ -402,19 +441,6 @@ def read_manifest(path: str | Path) -> dict:
         raise ValueError(f"{path} is not a run folder: it has no manifest.json") from None
     except json.JSONDecodeError:
         raise ValueError(f"{file} is damaged: it is not JSON") from None
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_bytes(data)
-    settle(temporary, path)
-
-
-def settle(temporary: Path, path: Path) -> None:
-    """Force the file to disk, then give it its name."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _differences(held, wanted, where: str = "") -> list[str]:

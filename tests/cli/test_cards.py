@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from spectrolib import cli, clustering
 from spectrolib.cli import runs
 from spectrolib.reading import cards, naming
+from spectrolib.run import store
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def run(tmp_path):
     sizes, some = np.bincount(labels[labels >= 0]), np.arange(2)
     why = np.where(labels >= 0, "cluster", "main body")
     found = clustering.Clustering(labels, np.array([0.1, 0.2]), some, sizes, some, why, 2)
-    clustering.save_clusters(found, tmp_path, {"settings": {"rows": "zscore", "whiten": True}})
+    store.save_clusters(found, tmp_path, {"settings": {"rows": "zscore", "whiten": True}})
     return tmp_path
 
 
@@ -44,9 +45,7 @@ def test_cards_and_catalogue(run, monkeypatch):
     code, out, error = spectro(run, "--examples", 3)
     assert (code, error) == (0, "")
     made = cards.open_cards(run)
-    expected = cards.cards(
-        runs.clustered_result(run), clustering.open_clusters(run), rows="zscore", whiten=True, examples=3
-    )
+    expected = cards.cards(runs.clustered_result(run), store.open_clusters(run), rows="zscore", whiten=True, examples=3)
     assert repr(made) == repr(expected)
     assert re.search(r"^clusters +2$", out, re.M)
     assert re.search(r"^rules +1 confident; medians: precision [\d.]+, recall [\d.]+$", out, re.M)

@@ -1,5 +1,6 @@
 """`spectro cluster`: from a run folder to labels on disk, its summary, its one-line errors, Ctrl-C."""
 
+import inspect
 import json
 import re
 
@@ -11,7 +12,9 @@ from typer.testing import CliRunner
 
 from spectrolib import cli, clustering, graph, peeling
 from spectrolib.cli import runs
+from spectrolib.cli.cluster import cluster
 from spectrolib.estimator import standardise
+from spectrolib.run import store
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def spectro(*arguments) -> tuple[int, str, str]:
 def test_labels_and_summary(run, susceptibilities):
     code, out, error = spectro(run, "--k", 25)
     assert (code, error) == (0, "")
-    found = clustering.open_clusters(run)
+    found = store.open_clusters(run)
     expected = clustering.conductance_clusters(graph.knn_graph(standardise(susceptibilities), 25, "mutual"))
     np.testing.assert_array_equal(found.labels, expected.labels)
     assert len(found.sizes) >= 2
@@ -75,7 +78,7 @@ def test_the_same_in_json(run):
     assert (code, error) == (0, "")
     printed = json.loads(out)
     assert printed == json.loads((run / "clusters.json").read_text())
-    found = clustering.open_clusters(run)
+    found = store.open_clusters(run)
     for name in ("sizes", "conductance", "seeds", "order"):
         assert printed[name] == getattr(found, name).tolist()
     assert printed["clusters"] == len(found.sizes) > 0
@@ -139,7 +142,7 @@ def test_ctrl_c(run, monkeypatch):
     code, out, error = spectro(run, "--k", 25)
     assert code == 130
     assert error == "stopped: the clusters found so far are written, marked as unfinished\n"
-    assert not clustering.open_clusters(run).finished
+    assert not store.open_clusters(run).finished
     assert json.loads((run / "clusters.json").read_text())["finished"] is False
 
     def at_once(*arguments, **options):
@@ -156,8 +159,15 @@ def test_the_rows_of_another_estimator(terms, susceptibilities):
     code, out, _ = spectro(terms, "--k", 25, "--estimator", "one_chain", "--json")
     assert code == 0
     expected = clustering.conductance_clusters(graph.knn_graph(standardise(susceptibilities), 25, "mutual"))
-    np.testing.assert_array_equal(clustering.open_clusters(terms).labels, expected.labels)
+    np.testing.assert_array_equal(store.open_clusters(terms).labels, expected.labels)
     assert json.loads(out)["settings"]["estimator"] == "one_chain"
     np.testing.assert_allclose(runs.clustered_result(terms)["susceptibility"], susceptibilities)
     code, out, error = spectro(terms, "--estimator", "three_chain")
     assert (code, out) == (2, "") and "unknown estimator 'three_chain'" in error and error.count("\n") == 1
+
+
+def test_the_defaults_are_those_of_the_library():
+    """The command repeats them, for its help must not wait for what compiles."""
+    offered = inspect.signature(cluster).parameters
+    for name in ("min_size", "max_size", "barrier"):
+        assert offered[name].default == getattr(peeling.Options, name)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from spectrolib import cli, clustering
 from spectrolib.cli import runs
 from spectrolib.reading import tokenmap
+from spectrolib.run import store
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def run(tmp_path):
     labels[:40], labels[40:65] = 0, 1
     some, why = np.arange(2), np.where(labels < 0, "main body", "cluster")
     found = clustering.Clustering(labels, np.array([0.1, 0.2]), some, np.array([40, 25]), some, why, 2)
-    clustering.save_clusters(found, tmp_path, {"settings": {"rows": "zscore", "whiten": True}})
+    store.save_clusters(found, tmp_path, {"settings": {"rows": "zscore", "whiten": True}})
     return tmp_path
 
 

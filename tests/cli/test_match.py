@@ -87,7 +87,7 @@ def save_labels(run: Path, labels: np.ndarray) -> None:
     sizes, some = np.bincount(labels[labels >= 0], minlength=0), np.arange(labels.max() + 1)
     why = np.where(labels >= 0, "cluster", "main body")
     found = clustering.Clustering(labels, np.full(len(sizes), 0.1), some, sizes, some, why, 2)
-    clustering.save_clusters(found, run, {"settings": {}})
+    store.save_clusters(found, run, {"settings": {}})
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_the_file_holds_what_the_library_finds(run, dictionary, plan):
     assert code == 0 and printed == about
     assert (about["tokens"], about["clusters"], about["settings"]["seed"]) == (320, 2, 5)
     assert about["model"] == {"name": str(plan.model.path), "hash": plan.model.hash, "measured": True}
-    result, clusters = store.open_result(run), clustering.open_clusters(run)
+    result, clusters = store.open_result(run), store.open_clusters(run)
     sae = formats.load(dictionary[0])
     x = autoencoders.activations(plan.model, plan.probe, sae.site)
     for table, row in zip(matches, about["dictionaries"], strict=True):

@@ -1,6 +1,5 @@
 """Walks, cuts and peeling: against networkx, linear algebra and brute force; on graphs whose clusters are known."""
 
-import json
 from dataclasses import replace
 
 import networkx as nx
@@ -388,22 +387,6 @@ def test_ctrl_c_leaves_what_was_found(planted, found, monkeypatch):
     first = [found.members(k).tolist() for k in np.argsort(found.order)[: len(part.sizes)]]
     assert [part.members(k).tolist() for k in np.argsort(part.order)] == first
     assert 1 <= len(first) < len(found.sizes)
-
-
-def test_clusters_on_disk(found, tmp_path):
-    clustering.save_clusters(found, tmp_path, clustering.summary(found))
-    loaded = clustering.open_clusters(tmp_path)
-    for name in clustering.Clustering.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(loaded, name), getattr(found, name))
-    assert json.loads((tmp_path / "clusters.json").read_text())["sizes"] == found.sizes.tolist()
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["clusters.json", "clusters.npz"]
-    (tmp_path / "clusters.npz").write_bytes(b"PK half")
-    with pytest.raises(ValueError, match="damaged"):
-        clustering.open_clusters(tmp_path)
-    with pytest.raises(ValueError, match="holds no clusters"):
-        clustering.open_clusters(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="cannot be written"):
-        clustering.save_clusters(found, tmp_path / "elsewhere", {})
 
 
 @pytest.mark.parametrize(

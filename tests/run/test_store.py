@@ -10,8 +10,18 @@ import pytest
 import xarray as xr
 from measuring import files
 
+from spectrolib.clustering import Clustering, summary
 from spectrolib.estimator import CovarianceSums
-from spectrolib.run.store import ComponentRecord, RunFolder, open_packed, open_result, pack, read_manifest
+from spectrolib.run.store import (
+    ComponentRecord,
+    RunFolder,
+    open_clusters,
+    open_packed,
+    open_result,
+    pack,
+    read_manifest,
+    save_clusters,
+)
 
 MANIFEST = {"settings": {"gamma": 300.0, "draws": 8}, "components": ["l0h0"]}
 HOSTILE = [
@@ -133,7 +143,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
 
 def test_a_folder_whose_making_was_interrupted_is_taken_up(tmp_path):
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "manifest.part").write_text("{")
+    (tmp_path / "manifest.part.json").write_text("{")
     RunFolder(tmp_path, MANIFEST)
     assert read_manifest(tmp_path) == MANIFEST
 
@@ -220,3 +230,27 @@ def test_a_packed_result_is_one_small_file(run, tmp_path):
     assert packed.attrs == result().attrs
     with pytest.raises(ValueError, match=r"no packed measurement at .*absent.zip"):
         open_packed(tmp_path / "absent.zip")
+
+
+# Clusters
+
+
+def test_clusters_on_disk(tmp_path):
+    labels = np.array([0, 0, 1, -1, 1, 0])
+    why = np.where(labels < 0, "main body", "cluster")
+    found = Clustering(
+        labels, np.array([0.1, 0.2]), np.array([1, 4]), np.array([3, 2]), np.array([1, 0]), why, 3, False
+    )
+    save_clusters(found, tmp_path, summary(found))
+    loaded = open_clusters(tmp_path)
+    for name in Clustering.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(found, name))
+    assert json.loads((tmp_path / "clusters.json").read_text())["sizes"] == [3, 2]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["clusters.json", "clusters.npz"]
+    (tmp_path / "clusters.npz").write_bytes(b"PK half")
+    with pytest.raises(ValueError, match="damaged"):
+        open_clusters(tmp_path)
+    with pytest.raises(ValueError, match="holds no clusters"):
+        open_clusters(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="elsewhere cannot be written: No such file"):
+        save_clusters(found, tmp_path / "elsewhere", {})

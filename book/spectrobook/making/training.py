@@ -27,6 +27,7 @@ from jaxtyping import Int
 from numpy import ndarray
 from torch import Tensor
 
+from spectrolib.run.files import write_whole
 from spectrolib.run.measure import WorkerDied
 from spectrolib.text.corpus import Document, Windows, read_windows, windows_from_documents, write_windows
 
@@ -324,9 +325,7 @@ def _resume(weights: dict, optimiser: Optimiser, settings: TrainingSettings, out
 
 
 def _save(state: dict, file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, file)
+    write_whole(file, lambda part: torch.save(state, part))
 
 
 def _per_domain(domain: ndarray, count: int) -> Int[ndarray, " windows"]:
