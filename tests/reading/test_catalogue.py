@@ -93,7 +93,7 @@ def test_a_folder_that_is_not_there(made, tmp_path):
 PAGES = """
 import functools, sys, types
 import numpy as np
-from spectrolib import shipped
+from spectrobook import shipped
 
 sys.path.insert(0, sys.argv[1])
 import spectrum_pages
@@ -115,7 +115,7 @@ def test_the_pages_of_the_book_are_the_same_bytes_every_time(tmp_path):
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder in folders:
         folder.mkdir()
-    extension = Path(__file__).resolve().parents[1] / "book" / "_ext"
+    extension = Path(__file__).resolve().parents[2] / "book" / "_ext"
     running = [
         subprocess.Popen(
             [sys.executable, "-c", PAGES, str(extension), *map(str, mine)],

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from spectrolib import cli
 from spectrolib.clustering import open_clusters
-from spectrolib.dictionaries.formats import matching
+from spectrolib.dictionaries import matching
 from spectrolib.model import shapes
 from spectrolib.model.loading import load_model
 from spectrolib.reading import tokenmap

@@ -8,12 +8,14 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
-from measuring import files
+from measuring import files, random_record
 
 from spectrolib.estimator import CovarianceSums
-from spectrolib.run.store import ComponentRecord, RunFolder, open_packed, open_result, pack, read_manifest
+from spectrolib.run.store import ComponentRecord, RunFolder, TaskFile, open_packed, open_result, pack, read_manifest
 
 MANIFEST = {"settings": {"gamma": 300.0, "draws": 8}, "components": ["l0h0"]}
+
+
 HOSTILE = [
     "",
     " ",
@@ -220,3 +222,18 @@ def test_a_packed_result_is_one_small_file(run, tmp_path):
     assert packed.attrs == result().attrs
     with pytest.raises(ValueError, match=r"no packed measurement at .*absent.zip"):
         open_packed(tmp_path / "absent.zip")
+
+
+def test_files_are_read_in_stretches(tmp_path):
+    run, known = RunFolder(tmp_path / "run", {}), random_record(np.random.default_rng(1), 10)
+    run.save_task("full.chain0", {"full": known})
+    file = TaskFile(run.task_file("full.chain0"))
+    for first, end in ((0, 10), (3, 7), (9, 10), (4, 4)):
+        for mine, theirs in zip(file.record("full", first, end).sums, known.sums, strict=True):
+            for name in CovarianceSums.VECTORS:
+                np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name)[..., first:end])
+    data = bytearray(run.task_file("full.chain0").read_bytes())
+    data[len(data) // 2] ^= 1
+    run.task_file("full.chain0").write_bytes(data)
+    with pytest.raises(ValueError, match=r"full.chain0.npz is damaged \(.*\): delete it"):
+        TaskFile(run.task_file("full.chain0"))
