@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from reference import Reference
 
-from spectrolib.model import engine as fast
+from spectrolib.model import loss as fast
 from spectrolib.model.loss import cross_entropy
 
 
