@@ -3,7 +3,9 @@
 The shapes in the engine's signatures are checked at run time here, and nowhere else.
 """
 
+import dataclasses
 import os
+from pathlib import Path
 
 import browser
 import numpy as np
@@ -58,6 +60,41 @@ def tiny_model(tiny_gpt_neox):
 def tiny_windows() -> np.ndarray:
     """7 windows of 12 tokens."""
     return np.random.default_rng(0).integers(0, TINY["vocab_size"], size=(7, 12))
+
+
+@pytest.fixture(scope="session")
+def narrow_folder(tmp_path_factory) -> Path:
+    """The folder of a model of 2 layers and width 16."""
+    import measuring
+
+    path = tmp_path_factory.mktemp("narrow")
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    random_gpt_neox(**shape, vocab_size=measuring.VOCABULARY).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def narrow_plan(narrow_folder):
+    """One component and 40 probe windows, sampled for no longer than a result takes."""
+    import measuring
+
+    from spectrolib.model.loading import load_model
+
+    few = {"components": ("l0h0",), "blocks": 1, "probe": measuring.windows(2, 40)}
+    short = dataclasses.replace(measuring.SETTINGS, draws=2, chains=1)
+    return dataclasses.replace(
+        measuring.plan(narrow_folder, short, **few), model=load_model(narrow_folder, device="cpu")
+    )
+
+
+@pytest.fixture(scope="session")
+def narrow_run(narrow_plan, tmp_path_factory) -> Path:
+    """Its run folder."""
+    import measuring
+
+    path = tmp_path_factory.mktemp("measured") / "run"
+    measuring.measure(narrow_plan, path, executor=measuring.Inline(), progress=False)
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,11 @@
 """The names that notebooks and other people's code rely on."""
 
+import ast
+import inspect
 import subprocess
 import sys
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -12,16 +16,81 @@ load_model components standardise measure Plan
 posterior.Settings posterior.sample estimator.CovarianceSums estimator.two_chain estimator.one_chain
 modes.decompose modes.coefficients modes.pair_susceptibilities modes.reconstruct
 graph.knn_graph clustering.approximate_pagerank clustering.sweep_cut clustering.conductance
-clustering.conductance_clusters
+clustering.conductance_clusters autoencoders.match tokenmap.write_html
 """.split()
+SIGNATURES = {
+    "load_model": "name_or_path revision device dtype",
+    "components": "model",
+    "measure": "plan out executor",
+    "standardise": "chi rows whiten",
+    "posterior.sample": "settings",
+    "estimator.two_chain": "restricted full",
+    "estimator.one_chain": "restricted",
+    "modes.decompose": "joint",
+    "modes.pair_susceptibilities": "chi modes",
+    "modes.reconstruct": "pair modes",
+    "graph.knn_graph": "vectors k symmetrise metric",
+    "clustering.conductance_clusters": "graph seed",
+    "tokenmap.write_html": "path xy labels contexts names",
+}
+DEFAULTS = {
+    "load_model": {"name_or_path": "bundled", "revision": None, "device": "auto", "dtype": "float32"},
+    "measure": {"executor": "local"},
+    "standardise": {"rows": "center", "whiten": False},
+    "graph.knn_graph": {"k": 45, "symmetrise": "union", "metric": "euclidean"},
+    "clustering.conductance_clusters": {"seed": 0},
+}
+SHARED = set(
+    """Attention Card Estimate cards check effective_draws match measure number page parts probe_windows save size
+    summary train write""".split()
+)
+"""Names that two rooms have: a set that may only shrink."""
+
+
+def named(name: str):
+    found = spectrolib
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_there_after_import_spectrolib(name):
-    found = spectrolib
-    for part in name.split("."):
-        found = getattr(found, part)
-    assert callable(found)
+    assert callable(named(name))
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_its_arguments_have_the_agreed_names_order_and_defaults(name):
+    parameters = inspect.signature(named(name)).parameters
+    agreed = SIGNATURES[name].split()
+    assert [argument for argument in parameters if argument in agreed] == agreed
+    defaults = {argument: parameters[argument].default for argument in DEFAULTS.get(name, {})}
+    assert defaults == DEFAULTS.get(name, {})
+
+
+@pytest.mark.parametrize("name", spectrolib.__all__)
+def test_every_public_name_is_imported(name):
+    assert getattr(spectrolib, name) is not None
+    assert name in dir(spectrolib)
+
+
+def test_a_profile_makes_a_plan_and_modules_have_short_names():
+    assert [*inspect.signature(spectrolib.Plan.from_profile).parameters][0] == "profile"
+    assert {"model", "seed"} <= set(inspect.signature(spectrolib.Plan.from_profile).parameters)
+    from spectrolib import tokenmap
+
+    assert tokenmap is sys.modules["spectrolib.reading.tokenmap"]
+
+
+def test_no_further_name_has_two_meanings():
+    homes, folder = defaultdict(set), Path(spectrolib.__file__).parent
+    for file in folder.rglob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].add(file.relative_to(folder).as_posix())
+    shared = {name: sorted(places) for name, places in homes.items() if len(places) > 1}
+    assert {name: places for name, places in shared.items() if name not in SHARED} == {}
+    assert SHARED - set(shared) == set(), "these have one meaning now: take them from the set"
 
 
 def test_modules_are_imported_when_they_are_named():

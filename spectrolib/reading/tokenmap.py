@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -189,6 +190,51 @@ def write(page: str, file: str | Path) -> int:
     return len(content)
 
 
+def write_html(
+    path: str | Path,
+    xy: Float[ndarray, "n 2"],
+    labels: Int[ndarray, " n"],
+    contexts: Sequence[str],
+    names: Sequence[str] = (),
+) -> int:
+    """Write the map of any tokens, of which only their text is known. Of a whole result, `page` shows more.
+
+    Args:
+        path: of the page.
+        xy: the layout of the tokens, as from `layout`.
+        labels: cluster of each token, from 0 on; -1 for none.
+        contexts: the text of each token, with as much around it as shall be read.
+        names: of the clusters, an empty one where there is none; none at all by default.
+
+    Returns:
+        The size of the page in bytes.
+
+    Raises:
+        ValueError: for numbers that do not fit together, positions that are not finite, a cluster without a token, a
+            path that cannot be written.
+    """
+    import xarray as xr
+
+    n, labels = len(contexts), np.asarray(labels)
+    if labels.shape != (n,) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=-1) < -1:
+        raise ValueError(f"labels must be whole numbers from -1 on, one for each of the {n} contexts")
+    sizes = np.bincount(labels[labels >= 0])
+    if not sizes.all():
+        raise ValueError(f"cluster {sizes.argmin()} has no token: number clusters from 0 on, without gaps")
+    if len(names) not in (0, len(sizes)):
+        raise ValueError(f"{len(sizes)} clusters need as many names, got {len(names)}")
+    texts, token = np.unique(np.array([*contexts, ""], dtype=str), return_inverse=True)
+    coords = {"sequence": np.arange(n), "position": np.ones(n, dtype=np.int64), "token_id": token[:n]}
+    coords |= {"text": texts[token[:n]].astype(object)} | dict.fromkeys(("domain", "document"), np.full(n, "", object))
+    result = xr.Dataset(coords={name: ("token", values) for name, values in coords.items()})
+    some, why = np.arange(len(sizes)), np.where(labels >= 0, "cluster", "main body")
+    found = Clustering(labels, np.full(len(sizes), np.nan), some, sizes, some, why, len(sizes))
+    cards = [
+        SimpleNamespace(cluster=i, size=sizes[i], label=name, family="", name=None) for i, name in enumerate(names)
+    ]
+    return write(page(result, found, xy, cards=cards, catalogue=""), path)
+
+
 def _positions(positions: ndarray, n: int) -> Float[ndarray, "n 2"]:
     positions = np.asarray(positions, dtype=np.float64)
     if positions.shape != (n, 2) or not np.isfinite(positions).all():
@@ -233,7 +279,7 @@ def _clusters(clustering: Clustering, positions: ndarray, cards: Iterable[Card])
         label[card.cluster] = card.name.label if card.name else card.label
         family[card.cluster] = card.family
     return {
-        "conductance": [float(f"{value:.4g}") for value in clustering.conductance],
+        "conductance": [None if np.isnan(value) else float(f"{value:.4g}") for value in clustering.conductance],
         "colour": _separating(_middles(positions, clustering.labels, len(sizes))).tolist(),
         "label": label,
         "family": family,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.sparse import csr_array, random_array
+from scipy.sparse import csr_array, hstack, random_array
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
 from spectrolib.dictionaries import matching
@@ -251,3 +251,46 @@ def test_bad_input_is_named():
         match(labels, np.full((4, 3), np.nan))
     with pytest.raises(ValueError, match="at least one cluster"):
         match_rate([], [0.5])
+
+
+def test_damaged_files_of_matches(tmp_path):
+    with pytest.raises(ValueError, match="run `spectro match"):
+        matching.open_matches(tmp_path)
+    for content in ("[1]", "{", '{"format": 0}', '{"format": 1}'):
+        (tmp_path / "matches.json").write_text(content)
+        with pytest.raises(ValueError, match=r"matches\.json is damaged"):
+            matching.open_matches(tmp_path)
+    with pytest.raises(ValueError, match="cannot be written: No such file"):
+        matching.save_matches([], tmp_path / "nowhere", {})
+
+
+# Dictionaries side by side
+
+
+@given(st.integers(0, 10_000), st.sampled_from(matching.SCORES))
+@settings(max_examples=10, deadline=None)
+def test_together_is_a_match_with_all_features_side_by_side(seed, score):
+    rng = np.random.default_rng(seed)
+    labels, token = rng.integers(-1, 4, 120), rng.integers(0, 5, 120)
+    labels[:4] = np.arange(4)
+    several = [random_array((120, n), density=0.15, rng=rng, format="csr") for n in (3, 1, 7)]
+    options = {"keep": token, "score": score, "permutations": 9, "seed": 2}
+    found = matching.together([matching.match(labels, values, **options) for values in several], score)
+    whole = matching.match(labels, hstack(several, format="csr"), **options)
+    for name, values in vars(whole).items():
+        if name != "pairs":
+            np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+    for name, values in vars(whole.pairs).items():
+        check = (
+            np.testing.assert_allclose if name in ("log_p", "q", "average_precision") else np.testing.assert_array_equal
+        )
+        check(getattr(found.pairs, name), values)
+
+
+def test_only_matches_of_the_same_clusters_go_together():
+    values = np.eye(6)
+    one, other = (matching.match(np.array(labels), values, permutations=2) for labels in ([0] * 6, [0] * 5 + [1]))
+    few = matching.match(np.zeros(6, dtype=int), values, permutations=1)
+    for pair in ([one, other], [one, few]):
+        with pytest.raises(ValueError, match="same clusters"):
+            matching.together(pair)

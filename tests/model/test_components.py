@@ -7,8 +7,9 @@ import torch
 from conftest import random_gpt_neox
 from hypothesis import given
 from hypothesis import strategies as st
+from spectrobook.making.neox import Architecture, initial_weights
 
-from spectrolib.model.components import Component, blocks, check, components, gather, replace, split
+from spectrolib.model.components import Component, blocks, check, components, gather, replace, size, split
 from spectrolib.model.loading import engine_of
 from spectrolib.model.shapes import Shape
 
@@ -179,26 +180,14 @@ def test_near_misses_are_refused_with_what_there_is(name):
         check(name, Shape.from_config(CONFIG))
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"model_type": "bloom"}, "model family 'bloom' is not supported: .*'gpt_neox' .*'qwen3'"),
-        ({"model_type": "gpt2"}, "the configuration of a 'gpt2' lacks 'n_layer'"),
-        ({"attention_bias": False}, "attention_bias is false"),
-        ({"hidden_act": "mish"}, "activation 'mish' is not supported"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2}}, "rotary embedding of type 'linear'"),
-    ],
-)
-def test_models_the_engine_cannot_run_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        components({**CONFIG, **change})
+SMALL = Architecture(layers=2, heads=4, width=64, mlp=256, vocabulary=400)
 
 
-def test_configs_of_transformers_4_and_5_mean_the_same():
-    old = {**CONFIG, "rotary_pct": 0.5, "rotary_emb_base": 5000}
-    new = {**CONFIG, "rope_parameters": {"rope_theta": 5000, "partial_rotary_factor": 0.5, "rope_type": "default"}}
-    assert Shape.from_config(old) == Shape.from_config(new)
-    assert Shape.from_config(old).rotary == 5
+def test_parameters_of_components_are_those_of_their_blocks():
+    shape, weights = Shape.from_config(SMALL.config()), initial_weights(SMALL, 0)
+    for name in ("l1h2", "l0 mlp", "embed", "unembed", "full"):
+        held = sum(block.of(weights).numel() for block in blocks(name, shape, tuple(weights)))
+        assert size(name, shape) == held
 
 
 def test_a_component_is_parsed_once_and_named_as_before(engine):

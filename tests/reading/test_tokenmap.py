@@ -257,6 +257,36 @@ def test_what_does_not_fit_together(changes, message):
         tokenmap.page(**given)
 
 
+def test_a_map_of_nothing_but_texts(tmp_path):
+    contexts, labels = [*HOSTILE, "a cat", "a dog"], np.r_[np.full(len(HOSTILE), -1), 0, 1]
+    size = tokenmap.write_html(tmp_path / "map.html", ring(len(labels)), labels, contexts, ["<b>cats", ""])
+    page = (tmp_path / "map.html").read_text(encoding="utf-8")
+    held = data(page)
+    assert size == (tmp_path / "map.html").stat().st_size
+    assert [held["pieces"][i].encode("latin-1").decode() for i in unpacked(held["piece"], "<u1")] == contexts
+    assert unpacked(held["label"], "<u1").tolist() == [*labels + 1]
+    assert held["clusters"]["label"] == ["<b>cats", ""] and held["clusters"]["conductance"] == [None, None]
+    assert page.count("<b>") == 0 and page.count("</script>") == 2
+    assert tokenmap.write_html(tmp_path / "bare.html", ring(len(labels)), labels, contexts) < size
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.array([0, -1])}, "one for each of the 3 contexts"),
+        ({"labels": np.array([0.0, 1, -1])}, "whole numbers"),
+        ({"labels": np.array([0, 2, -1])}, "cluster 1 has no token"),
+        ({"names": ["one"]}, "2 clusters need as many names, got 1"),
+        ({"xy": np.zeros((2, 2))}, "positions must be finite"),
+    ],
+)
+def test_texts_that_do_not_fit_their_map(tmp_path, changes, message):
+    given = {"xy": ring(3), "labels": np.array([0, 1, -1]), "contexts": ["a", "b", "c"], "names": ["x", "y"]}
+    with pytest.raises(ValueError, match=message):
+        tokenmap.write_html(tmp_path / "map.html", **given | changes)
+    assert not (tmp_path / "map.html").exists()
+
+
 # In a browser --------------------------------------------------------------------------------------------------------
 
 

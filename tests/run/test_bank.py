@@ -1,7 +1,5 @@
 """Draws that are kept: the same bits with a bank as without, for any run that needs them; never of other chains."""
 
-import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,7 @@ import pytest
 import torch
 from conftest import random_gpt_neox
 from measuring import SETTINGS, Inline, files
-from typer.testing import CliRunner
 
-from spectrolib import cli
 from spectrolib.model.loading import engine_of
 from spectrolib.run import bank as room
 from spectrolib.run import cost, readings
@@ -180,24 +176,3 @@ def test_a_damaged_file_is_named(folder, filled, tmp_path):
     (copy / "l0h1.chain0.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match=r"l0h1.chain0.npy is damaged .*delete it"):
         Bank(copy).draws(["l0h1"], 0, TEAM, "cpu")
-
-
-def test_another_text_from_the_command_line(tmp_path):
-    """The bundled model: measured once, then another text is read on its draws, without a step."""
-    (tmp_path / "text").mkdir()
-    for i in range(20):
-        (tmp_path / "text" / f"{i}.txt").write_text(f"The loss of token {i} rises, and the head {i} answers. " * 60)
-    common = ["measure", "--components", "l5h0", "--workers", "1", "--bank", str(tmp_path / "bank")]
-    first = CliRunner().invoke(cli.app, [*common, "--out", str(tmp_path / "first")])
-    assert first.exit_code == 0, first.output
-    words = r"draws\s+kept in .*\s+in\s+all;\s+those\s+that\s+are\s+there\s+cost\s+no\s+steps"
-    assert re.search(words, first.output, re.DOTALL)
-    held = files(tmp_path / "bank")
-    second = CliRunner().invoke(
-        cli.app, [*common, "--out", str(tmp_path / "second"), "--probe", str(tmp_path / "text"), "--draws", "2"]
-    )
-    assert second.exit_code == 0, second.output
-    assert files(tmp_path / "bank") == held
-    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("first", "second")]
-    hashes = [[m["windows"][role]["hash"] for role in ("sampling", "loss", "probe")] for m in manifests]
-    assert hashes[0][:2] == hashes[1][:2] and hashes[0][2] != hashes[1][2]

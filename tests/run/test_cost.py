@@ -1,31 +1,30 @@
 """The cost model: against torch's own counter, the plan's, published sizes, and runs that were timed."""
 
-import json
 import math
-import re
 from dataclasses import replace
 
 import measuring
 import numpy as np
 import pytest
 import torch
+from measuring import Inline, files, odd_plan, plan
 from spectrobook import scale
 from spectrobook.making.neox import Architecture, initial_weights
 from torch.utils.flop_counter import FlopCounterMode
-from typer.testing import CliRunner
 
-from spectrolib import cli
 from spectrolib.estimator import CovarianceSums
 from spectrolib.model import shapes
-from spectrolib.model.components import blocks, size
 from spectrolib.model.engine import Engine
 from spectrolib.model.shapes import Shape
 from spectrolib.posterior import Settings
 from spectrolib.run import cost
+from spectrolib.run.measure import measure
 from spectrolib.run.plan import Task
 from spectrolib.run.tasks import Job, run_task
 
 SMALL = Architecture(layers=2, heads=4, width=64, mlp=256, vocabulary=400)
+
+
 H200 = cost.CARDS["h200"]
 
 
@@ -82,13 +81,6 @@ def test_the_bundled_model_and_folders_have_their_own_shape():
 
     assert cost.shape_of("bundled") == scale.shape_named("bundled") == load_model("bundled", device="cpu").shape
     assert cost.shape_of(str(load_model("bundled").path)) == scale.shape_named("bundled")
-
-
-def test_parameters_of_components_are_those_of_their_blocks():
-    shape, weights = Shape.from_config(SMALL.config()), initial_weights(SMALL, 0)
-    for name in ("l1h2", "l0 mlp", "embed", "unembed", "full"):
-        held = sum(block.of(weights).numel() for block in blocks(name, shape, tuple(weights)))
-        assert size(name, shape) == held
 
 
 # Operations
@@ -171,30 +163,6 @@ def test_hours_are_the_larger_of_compute_and_memory():
     assert sum(memory.share.values()) == pytest.approx(1)
 
 
-def test_the_calibration_foretells_sizes_that_it_was_not_fitted_to():
-    fitted, unseen = scale.timed("processor")[:2], scale.timed("processor")[2:]
-    assert [run.name for run in unseen] == ["pythia-31m", "pythia-70m"]
-    for run in fitted:
-        assert scale.cpu_seconds(run.work, run.cores, run.rate) == pytest.approx(run.seconds, rel=0.01)
-    for run in unseen:
-        assert scale.cpu_seconds(run.work, run.cores, run.rate) == pytest.approx(run.seconds, rel=0.1)
-    for run in scale.timed("wall clock"):  # processes start, and the cores share their memory
-        assert 0.6 < scale.cpu_seconds(run.work, run.cores, run.rate) / run.seconds < 1
-
-
-def test_the_published_run_lies_between_what_is_possible_and_what_is_lazy():
-    """Full forwards of 4.25 million tokens: more than the card could do in float32, a plain share of its bf16 rate."""
-    published = scale.PUBLISHED
-    job = work(published.model, published.tokens, settings=published.settings, length=1025)
-    seconds = published.card_hours * 3600
-    share = {p: sum(scale.full_forwards(job).values()) / seconds / H200.rates[p] for p in cost.PRECISIONS}
-    assert share["float32"] > 1 > share["tf32"] > share["bf16"] > 0.1
-    probes = scale.full_forwards(job)["probe losses"]
-    forward = 2 * (cost.parameters(job.shape) - job.shape.vocabulary * job.shape.width)  # a lookup has no products
-    assert probes == pytest.approx(411 * 400 * published.tokens * forward, rel=0.05)  # attention is the rest
-    assert 0.4 < cost.operations(job) / sum(scale.full_forwards(job).values()) < 0.8
-
-
 # Memory and disk
 
 
@@ -242,61 +210,64 @@ def test_clustering_times_pass_through_what_was_measured():
     assert cost.graph_seconds(4_800_000) == pytest.approx(77 * 16**1.5)
 
 
-# The command
-
-
-def spectro(*arguments) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.app, ["plan", *map(str, arguments)])
-    return result.exit_code, result.stdout, result.stderr
-
-
-def test_the_command_says_what_the_numbers_say():
-    options = ("--model", "pythia-1.4b", "--tokens", "4.25M", "--draws", 100, "--chains", 4, "--steps", 160, "--plain")
-    code, out, error = spectro(*options, "--card", "H200", "--precision", "bf16", "--json")
-    assert (code, error) == (0, "")
-    found = json.loads(out)
-    expected = work("pythia-1.4b", 4_250_000, settings=replace(scale.PUBLISHED.settings, burn_in=16))
-    expected = replace(expected, settings=replace(expected.settings, step_size=1e-4, preconditioner="rmsprop"))
-    assert found["operations"] == pytest.approx(cost.operations(expected))
-    assert found["tokens"] == 4_250_000 and found["components"] == 410 and found["tasks"] == 27 * 4
-    assert found["hours"]["measured"] is False
-    assert sum(found["operations_by_activity"].values()) == pytest.approx(found["operations"])
-    assert sum(found["operations_by_kind"].values()) == pytest.approx(found["operations"])
-
-    code, out, error = spectro(*options, "--card", "h200", "--precision", "bf16")
-    assert (code, error) == (0, "")
-    text = re.sub(r"\s+", " ", out)
-    assert "4,250,000 probe tokens" in text and "No card was measured" in text
-    assert f"{found['hours']['assumed']:,.0f} h on one H200 in bf16, assuming 33% of its limit" in text
-    assert f"It fits with passes of {found['fit']['tokens_per_pass']:,} tokens" in text
-    assert "extrapolated" in text
-
-    text = re.sub(r"\s+", " ", spectro("--model", "bundled", "--tokens", "20_480")[1])
-    assert "20,480 probe tokens" in text and "teams of 4" in text and "extrapolated" not in text
-    assert "It fits" not in text and "does not fit" not in text
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"--model": "opt-125m"}, "no shape is known of model 'opt-125m': give one of pythia-14m"),
-        ({"--tokens": "many"}, "'many' is no count: write it like 20000, 20k or 4.25M"),
-        ({"--tokens": "0.5"}, "'0.5' is no count"),
-        ({"--card": "abacus"}, "unknown card 'abacus': it must be one of h200"),
-        ({"--precision": "fp8"}, "unknown precision 'fp8': it must be one of float32, tf32, bf16"),
-        ({"--efficiency": "0"}, "efficiency must be a share above 0 and up to 1, got 0.0"),
-        ({"--length": "1"}, "length must be at least 2"),
-        ({"--draws": "0"}, "draws must be an integer of at least 1, got 0"),
-    ],
-)
-def test_bad_input_is_one_line(options, message):
-    given = {"--model": "pythia-14m", "--tokens": "20k"} | options
-    code, out, error = spectro(*(part for pair in given.items() for part in pair))
-    assert (code, out) == (2, "")
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert message in error
-
-
 @pytest.mark.parametrize(("text", "value"), [("20000", 20_000), ("20k", 20_000), ("4.25M", 4_250_000), ("1e6", 10**6)])
 def test_counts_as_people_write_them(text, value):
     assert cost.number(text) == value
+
+
+def test_cost_counts_draws_and_steps(folder):
+    found = cost.of(plan(folder))
+    assert found.tasks == 10
+    assert found.steps == 9 * 2 * (2 + 8 * 3)
+    assert found.token_steps == found.steps * 4 * 8
+    assert found.token_evaluations == 9 * 2 * 8 * (6 + 4) * 8
+    assert found.seconds(2) == pytest.approx(found.seconds(1) / 2)
+
+
+# A bound on the memory of a worker
+
+
+def test_a_bound_on_memory_fixes_the_shards(odd_folder, odd_whole, tmp_path):
+    job = odd_plan(odd_folder)
+    most, least = (sum(cost.need(replace(job, shards=n)).values()) for n in (1, 5))
+    assert most > least
+    assert cost.within(job, most).shards == 1 and cost.within(job, most).tokens_per_pass == 23
+    for limit in np.linspace(least, most, 7):
+        assert sum(cost.need(cost.within(job, limit)).values()) <= limit
+    assert cost.within(replace(job, shards=4), most).shards == 4
+    measure(job, tmp_path / "run", memory=least, executor=Inline(), progress=False)
+    assert len(list((tmp_path / "run" / "tasks").iterdir())) == 6 * 5
+    assert files(tmp_path / "run" / "result.zarr") == files(odd_whole / "result.zarr")
+    with pytest.raises(
+        ValueError, match=r"a worker needs at least [\d.]+ MB of memory, more than 1 MB: model .*--plain"
+    ):
+        measure(job, tmp_path / "other", memory=1e6, executor=Inline(), progress=False)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_largest_shard_is_counted():
+    """The count for a shard is that of a measurement of its tokens alone."""
+    job = cost.Work(shapes.PYTHIA["pythia-14m"], 100 * 256, length=257)
+    assert cost._largest(job, 8192, 1) == job
+    for shards, windows in ((2, 64 + 4 - 32), (3, 32 + 4), (99, 32 + 4)):
+        assert cost._largest(job, 8192, shards).tokens == 256 * max(windows, 32 * -(-3 // shards))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("4GB", 4e9), ("512 MB", 512e6), ("1.5g", 1.5e9), ("8GiB", 8 * 2**30), ("100k", 1e5), ("7", 7)]
+)
+def test_sizes_of_memory_as_people_write_them(text, value):
+    assert cost.bytes_of(text) == value
+
+
+@pytest.mark.parametrize("text", ["much", "-4GB", "0", "4 gallons", ""])
+def test_what_is_no_size_of_memory_is_refused(text):
+    with pytest.raises(ValueError, match="is no size of memory: write it like 4GB"):
+        cost.bytes_of(text)
+
+
+def test_each_shard_repeats_the_chains_and_not_the_losses(odd_folder):
+    one, many = cost.of(odd_plan(odd_folder)), cost.of(odd_plan(odd_folder, shards=3))
+    assert many.tasks == 3 * one.tasks and many.steps == 3 * one.steps and many.token_steps == 3 * one.token_steps
+    assert one.token_evaluations < many.token_evaluations < 3 * one.token_evaluations
+    assert one.operations < many.operations < 3 * one.operations

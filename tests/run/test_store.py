@@ -8,22 +8,14 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
-from measuring import files
+from measuring import files, random_record
 
-from spectrolib.clustering import Clustering, summary
 from spectrolib.estimator import CovarianceSums
-from spectrolib.run.store import (
-    ComponentRecord,
-    RunFolder,
-    open_clusters,
-    open_packed,
-    open_result,
-    pack,
-    read_manifest,
-    save_clusters,
-)
+from spectrolib.run.store import ComponentRecord, RunFolder, TaskFile, open_packed, open_result, pack, read_manifest
 
 MANIFEST = {"settings": {"gamma": 300.0, "draws": 8}, "components": ["l0h0"]}
+
+
 HOSTILE = [
     "",
     " ",
@@ -143,7 +135,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
 
 def test_a_folder_whose_making_was_interrupted_is_taken_up(tmp_path):
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "manifest.part.json").write_text("{")
+    (tmp_path / "manifest.part").write_text("{")
     RunFolder(tmp_path, MANIFEST)
     assert read_manifest(tmp_path) == MANIFEST
 
@@ -232,25 +224,16 @@ def test_a_packed_result_is_one_small_file(run, tmp_path):
         open_packed(tmp_path / "absent.zip")
 
 
-# Clusters
-
-
-def test_clusters_on_disk(tmp_path):
-    labels = np.array([0, 0, 1, -1, 1, 0])
-    why = np.where(labels < 0, "main body", "cluster")
-    found = Clustering(
-        labels, np.array([0.1, 0.2]), np.array([1, 4]), np.array([3, 2]), np.array([1, 0]), why, 3, False
-    )
-    save_clusters(found, tmp_path, summary(found))
-    loaded = open_clusters(tmp_path)
-    for name in Clustering.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(loaded, name), getattr(found, name))
-    assert json.loads((tmp_path / "clusters.json").read_text())["sizes"] == [3, 2]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["clusters.json", "clusters.npz"]
-    (tmp_path / "clusters.npz").write_bytes(b"PK half")
-    with pytest.raises(ValueError, match="damaged"):
-        open_clusters(tmp_path)
-    with pytest.raises(ValueError, match="holds no clusters"):
-        open_clusters(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="elsewhere cannot be written: No such file"):
-        save_clusters(found, tmp_path / "elsewhere", {})
+def test_files_are_read_in_stretches(tmp_path):
+    run, known = RunFolder(tmp_path / "run", {}), random_record(np.random.default_rng(1), 10)
+    run.save_task("full.chain0", {"full": known})
+    file = TaskFile(run.task_file("full.chain0"))
+    for first, end in ((0, 10), (3, 7), (9, 10), (4, 4)):
+        for mine, theirs in zip(file.record("full", first, end).sums, known.sums, strict=True):
+            for name in CovarianceSums.VECTORS:
+                np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name)[..., first:end])
+    data = bytearray(run.task_file("full.chain0").read_bytes())
+    data[len(data) // 2] ^= 1
+    run.task_file("full.chain0").write_bytes(data)
+    with pytest.raises(ValueError, match=r"full.chain0.npz is damaged \(.*\): delete it"):
+        TaskFile(run.task_file("full.chain0"))

@@ -1,4 +1,4 @@
-"""Training: the model function, the optimiser, the schedule, and resumption to the same bits."""
+"""Training: the order of the data, and resumption to the same bits."""
 
 import json
 from dataclasses import replace
@@ -6,118 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from spectrobook.making import training
-from spectrobook.making.bundle import sample
 from spectrobook.making.installed import Corpus
-from spectrobook.making.neox import Architecture, hidden_states, initial_weights, total_loss, window_losses
-from spectrobook.making.optimiser import orthogonalise
-from spectrobook.making.settings import TrainingSettings
 from spectrobook.making.training import step_windows, train, train_tokenizer
+from trainings import SETTINGS, text
 
 from spectrolib.text.corpus import Document, encode
-
-MICRO = Architecture(layers=2, heads=2, width=16, mlp=32, vocabulary=280, context=64)
-SETTINGS = TrainingSettings(
-    tokens=12 * 8 * 16,  # 12 steps
-    length=16,
-    batch_windows=8,
-    micro_windows=2,
-    warmup=2,
-    decay=0.5,
-    workers=1,
-    sampling_windows=6,
-    heldout_windows=6,
-    checkpoint_steps=4,
-    validation_steps=4,
-    validation_windows=2,
-    tokenizer_bytes=20_000,
-    shape=MICRO,
-)
-WORDS = "alpha beta gamma delta draws chains tokens loss model weight step noise".split()
-
-
-def text(seed: int) -> str:
-    return " ".join(np.random.default_rng(seed).choice(WORDS, 200))
-
-
-@pytest.fixture(scope="module")
-def corpus() -> Corpus:
-    return Corpus.from_documents(Document(text(i), "words" if i % 2 else "terms", name=f"{i}") for i in range(160))
-
-
-@pytest.fixture(scope="module")
-def finished(corpus, tmp_path_factory):
-    out = tmp_path_factory.mktemp("finished")
-    return out, train(SETTINGS, out, corpus)
-
-
-def random_weights(shape=MICRO, seed=0, scale=0.3):
-    generator = torch.Generator().manual_seed(seed)
-    return {k: w + scale * torch.randn(w.shape, generator=generator) for k, w in initial_weights(shape, seed).items()}
-
-
-# The model and its loss
-
-
-def test_the_function_is_that_of_transformers():
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    config = {k: v for k, v in MICRO.config().items() if k not in ("architectures", "dtype")}
-    module = GPTNeoXForCausalLM(GPTNeoXConfig(**config)).eval()
-    weights = random_weights()
-    module.load_state_dict({k.replace("embed_out", "lm_head"): w for k, w in weights.items()})
-    ids = torch.randint(0, 280, (3, 40), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        logits = hidden_states(weights, ids, MICRO) @ weights["embed_out.weight"].T
-        torch.testing.assert_close(logits, module(ids).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_blocked_loss_and_its_gradients():
-    weights = {k: w.double().requires_grad_() for k, w in random_weights().items()}
-    ids = torch.randint(0, 280, (40, 17), generator=torch.Generator().manual_seed(1))  # 640 predictions: two blocks
-    logits = hidden_states(weights, ids[:, :-1], MICRO) @ weights["embed_out.weight"].T
-    plain = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-    wanted = torch.autograd.grad(plain, list(weights.values()))
-    blocked = total_loss(weights, ids, MICRO)
-    found = torch.autograd.grad(blocked, list(weights.values()))
-    torch.testing.assert_close(blocked, plain, rtol=1e-12, atol=0)
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(window_losses(weights, ids, MICRO).mean(), (plain / 640).detach())
-
-
-def test_orthogonalise_flattens_the_singular_values():
-    for size in ((48, 16), (16, 48), (16, 16)):
-        generator = torch.Generator().manual_seed(0)
-        found = orthogonalise(torch.randn(3, *size, generator=generator))
-        values = torch.linalg.svdvals(found)
-        assert found.shape == (3, *size)
-        assert values.min() > 0.3 and values.max() < 1.3
-
-
-# Settings, schedule, order of the data
-
-
-def test_learning_rate_rises_stays_and_falls():
-    rates = [SETTINGS.rate(step) for step in range(SETTINGS.steps)]
-    assert SETTINGS.steps == 12
-    assert rates[:7] == [0.5, 1, 1, 1, 1, 1, 1]
-    np.testing.assert_allclose(rates[6:], np.linspace(1, 1 / 6, 6))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"tokens": 0}, "tokens must be positive"),
-        ({"muon_lr": -1.0}, "muon_lr must be positive"),
-        ({"decay": 0.0}, "decay must be in"),
-        ({"batch_windows": 6, "micro_windows": 4}, "multiple of workers"),
-    ],
-)
-def test_settings_reject(change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(SETTINGS, **change)
 
 
 def test_an_epoch_visits_every_window_once():
@@ -162,28 +56,6 @@ def test_training_lowers_the_loss_and_logs(finished):
     assert summary["finished"] and summary["steps"] == 12 and summary["tokens"] == SETTINGS.tokens
     assert summary["loss"]["heldout"]["mean"] < np.log(280) - 0.3
     assert summary["loss"]["heldout"]["mean"] == pytest.approx(validation[-1]["mean"], abs=0.3)
-
-
-def test_the_folder_is_a_model_folder(finished):
-    from transformers import AutoTokenizer
-
-    from spectrolib.model.loading import load_weights
-    from spectrolib.text.corpus import read_windows
-
-    folder = finished[1]
-    config, weights = load_weights(folder)
-    assert config["num_hidden_layers"] == 2 and weights["embed_out.weight"].shape == (280, 16)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.decode(tokenizer("chains of draws")["input_ids"]) == "chains of draws"
-    heldout = read_windows(folder / "windows.npz", "heldout")
-    losses = window_losses(weights, torch.from_numpy(heldout.ids.astype(np.int64)), MICRO)
-    stated = json.loads((folder / "training.json").read_text())["loss"]["heldout"]
-    for domain in ("words", "terms"):
-        assert losses.numpy()[heldout.domain == domain].mean() == pytest.approx(stated[domain], abs=1e-5)
-    card = (folder / "README.md").read_text()
-    assert f"**{stated['mean']:.3f}**" in card and "| words |" in card
-    again = sample(weights, MICRO, tokenizer.backend_tokenizer, "#include <")
-    assert again in card
 
 
 def interrupt(monkeypatch, at):

@@ -1,4 +1,4 @@
-"""The truth itself: closed forms against brute force, quadrature against the definition."""
+"""Quadratic potentials: closed forms against brute force."""
 
 import math
 
@@ -8,25 +8,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrolib.exact import enumerable, quadratic
+from spectrolib.exact import quadratic
 from spectrolib.posterior import Settings
 
 SETTINGS = Settings(nbeta=3.0, gamma=2.0, step_size=0.1, preconditioner="none")
-TOY = enumerable.Toy.random(seed=0)
-TOY_SETTINGS = Settings(nbeta=30.0, gamma=4.0, step_size=0.01, preconditioner="none")
 
 
-def quadratic(seed: int, d: int = 3) -> quadratic.Quadratic:
+def random_potential(seed: int, d: int = 3) -> quadratic.Quadratic:
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(d, d))
     return quadratic.Quadratic(root @ root.T, rng.normal(size=d), rng.normal(size=d))
 
 
-# Quadratic potentials
-
-
 def test_quadratic_is_its_formula():
-    f, w = quadratic(0), np.random.default_rng(1).normal(size=(5, 3))
+    f, w = random_potential(0), np.random.default_rng(1).normal(size=(5, 3))
     delta = w - f.origin
     expected = [f.slope @ x + 0.5 * x @ f.curvature @ x for x in delta]
     np.testing.assert_allclose(f(torch.as_tensor(w)).numpy(), expected, rtol=1e-12)
@@ -37,7 +32,7 @@ def test_quadratic_is_its_formula():
 
 def test_gibbs_posterior_is_the_normal_with_that_exponent():
     """The exponent -nβ L - (γ/2)|w - w*|² and the normal's log density differ by a constant."""
-    f, centre = quadratic(2), np.array([0.3, -0.2, 0.5])
+    f, centre = random_potential(2), np.array([0.3, -0.2, 0.5])
     law = quadratic.gibbs(f, centre, SETTINGS)
     w = np.random.default_rng(3).normal(size=(6, 3))
     exponent = -SETTINGS.nbeta * f(torch.as_tensor(w)).numpy() - SETTINGS.gamma / 2 * ((w - centre) ** 2).sum(1)
@@ -48,8 +43,8 @@ def test_gibbs_posterior_is_the_normal_with_that_exponent():
 
 def test_moments_of_quadratic_observables_by_quadrature():
     """Gauss-Hermite integrates polynomials of this degree exactly."""
-    law = quadratic.gibbs(quadratic(4), np.zeros(3), SETTINGS)
-    f, g = quadratic(5), quadratic(6)
+    law = quadratic.gibbs(random_potential(4), np.zeros(3), SETTINGS)
+    f, g = random_potential(5), random_potential(6)
     nodes, weights = np.polynomial.hermite_e.hermegauss(5)
     grid = np.stack(np.meshgrid(nodes, nodes, nodes, indexing="ij"), -1).reshape(-1, 3)
     weight = np.einsum("i,j,k->ijk", weights, weights, weights).ravel() / (2 * math.pi) ** 1.5
@@ -87,9 +82,9 @@ def recursion(f, centre, settings, steps, noise, scale):
 
 @pytest.mark.parametrize("steps", [1, 7, None])
 def test_sgld_law_is_the_fixed_point_of_the_update(steps):
-    f, centre = quadratic(8), np.array([1.0, -1.0, 0.5])
+    f, centre = random_potential(8), np.array([1.0, -1.0, 0.5])
     scale = np.array([1.0, 0.5, 0.2])
-    noise = quadratic(9).curvature
+    noise = random_potential(9).curvature
     law = quadratic.sgld_law(f, centre, SETTINGS, steps=steps, gradient_noise=noise, scale=scale)
     mean, covariance = recursion(f, centre, SETTINGS, steps or 2000, noise, scale)
     np.testing.assert_allclose(law.mean, mean, rtol=1e-9)
@@ -121,7 +116,7 @@ def test_bias_inflates_and_vanishes_with_the_step(eigenvalue, fraction):
 
 
 def test_constant_preconditioner_leaves_the_law_of_small_steps():
-    f, centre, scale = quadratic(10), np.zeros(3), np.array([1.0, 0.3, 0.1])
+    f, centre, scale = random_potential(10), np.zeros(3), np.array([1.0, 0.3, 0.1])
     small = Settings(nbeta=3.0, gamma=2.0, step_size=1e-7, preconditioner="none")
     law = quadratic.sgld_law(f, centre, small, scale=scale)
     np.testing.assert_allclose(law.covariance, quadratic.gibbs(f, centre, small).covariance, rtol=1e-5, atol=1e-9)
@@ -140,7 +135,7 @@ def test_no_stationary_law_beyond_the_stability_limit():
 def test_variance_of_a_chain_without_the_loss():
     """nβ = 0: an AR(1) chain with variance (1/γ) / (1 - εγ/4) in every direction, whatever the loss."""
     control = Settings(nbeta=0.0, gamma=50.0, step_size=0.02, preconditioner="none")
-    law = quadratic.sgld_law(quadratic(11), np.zeros(3), control)
+    law = quadratic.sgld_law(random_potential(11), np.zeros(3), control)
     np.testing.assert_allclose(law.covariance, np.eye(3) * quadratic.sgld_variance(50.0, 0.02), rtol=1e-12, atol=1e-15)
     assert quadratic.sgld_variance(50.0, 0.02) == pytest.approx(1 / 50 / 0.75)
 
@@ -161,7 +156,7 @@ def test_memoryless_rmsprop_variance_by_quadrature():
 
 
 def test_replicated_copies_do_not_feel_each_other():
-    f = quadratic(12)
+    f = random_potential(12)
     w = torch.randn(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     quadratic.replicated(f, 4)(w).backward()
     np.testing.assert_allclose(w.grad.view(4, 3), [f.slope_at(row) for row in w.detach().view(4, 3).numpy()])
@@ -174,81 +169,3 @@ def test_noisy_gradients_have_the_stated_covariance():
     potential(w).sum().backward()
     # The standard deviation of an entry is √((S_ii S_jj + S_ij²) / n) <= 0.0142: five of them.
     np.testing.assert_allclose(np.cov(w.grad.numpy().T), covariance, atol=0.071)
-
-
-# The enumerable toy
-
-
-def test_toy_losses_are_log_probabilities_of_its_formula():
-    w = np.array([0.3, -0.5, 0.8])
-    (x, y) = TOY.contexts, TOY.tokens
-    logits = np.outer(x[:, 0] + w[0] * x[:, 1], y[:, 0] + w[1] * y[:, 1] + w[2] * y[:, 2])
-    expected = np.log(np.exp(logits).sum(1, keepdims=True)) - logits
-    np.testing.assert_allclose(TOY.losses(torch.as_tensor(w)).numpy(), expected, rtol=1e-12)
-
-
-def test_toy_is_its_own_data_distribution():
-    assert TOY.joint.sum() == pytest.approx(1)
-    np.testing.assert_allclose(TOY.joint.sum(1), TOY.frequencies, rtol=1e-12)
-    best = torch.zeros(3, dtype=torch.float64, requires_grad=True)
-    TOY.potential()(best).backward()
-    np.testing.assert_allclose(best.grad, 0, atol=1e-15)  # w* minimises the loss
-
-
-def test_restricted_potential_clamps_the_other_block():
-    c = torch.tensor([0.4, -0.3], dtype=torch.float64)
-    whole = torch.tensor([0.0, 0.4, -0.3], dtype=torch.float64)
-    assert TOY.potential("out")(c) == TOY.potential()(whole)
-    assert TOY.potential("in")(c[:1]) == TOY.potential()(torch.tensor([0.4, 0.0, 0.0], dtype=torch.float64))
-
-
-@pytest.mark.parametrize("block", ["in", "out", "full"])
-def test_grid_is_converged(block):
-    coarse, fine = (enumerable.integrate(TOY, block, TOY_SETTINGS, side=side) for side in (41, 61))
-    assert coarse.normaliser == pytest.approx(fine.normaliser, rel=1e-8)
-    np.testing.assert_allclose(coarse.mean(coarse.losses), fine.mean(fine.losses), rtol=1e-8)
-
-
-@pytest.mark.parametrize("block", ["in", "out"])
-def test_delta_observable_on_the_full_grid_is_two_chain_times_the_factor(block):
-    """φ_C = δ(u - u*) g, with the delta a unit of mass at the node u*: -Cov[φ_C, l - L] = (Z_C / Z) times two-chain."""
-    full = enumerable.integrate(TOY, "full", TOY_SETTINGS)
-    clamped = [i for i in range(3) if i not in TOY.BLOCKS[block]]
-    spacing = np.array([np.diff(np.unique(full.points[:, i]))[0] for i in clamped])
-    at_best = (np.abs(full.points[:, clamped]) < spacing / 2).all(1) / spacing.prod()
-    rise, excess = enumerable.rise_and_excess(TOY, full.losses)
-    phi = at_best * rise
-    covariance = full.mean(phi[:, None, None] * excess) - full.mean(phi) * full.mean(excess)
-    values = enumerable.susceptibilities(TOY, block, TOY_SETTINGS)
-    np.testing.assert_allclose(-covariance, values.factor * values.two_chain, rtol=1e-10, atol=1e-15)
-    assert abs(values.factor - 1) > 0.01  # so that the test would see a missing factor
-
-
-@pytest.mark.parametrize("block", ["in", "out"])
-def test_susceptibility_is_the_response_to_a_tilt_of_the_data(block):
-    """The definition, by finite differences of the tilted posterior, is minus the covariance: for both observables."""
-    values = enumerable.susceptibilities(TOY, block, TOY_SETTINGS)
-    scale = np.abs(values.two_chain).max()
-    for context, token in [(0, 0), (1, 2), (3, 1)]:
-        response = enumerable.tilted_response(TOY, block, TOY_SETTINGS, context, token, delta=True)
-        assert response == pytest.approx(values.factor * values.two_chain[context, token], abs=1e-6 * scale)
-        response = enumerable.tilted_response(TOY, block, TOY_SETTINGS, context, token, delta=False)
-        assert response == pytest.approx(values.one_chain[context, token], abs=1e-6 * scale)
-
-
-@pytest.mark.parametrize("block", ["in", "out"])
-def test_susceptibilities_average_to_zero_over_the_data(block):
-    """E_q χ_xy = 0, because E_q l_xy = L."""
-    values = enumerable.susceptibilities(TOY, block, TOY_SETTINGS)
-    for chi in (values.two_chain, values.one_chain):
-        assert abs((TOY.joint * chi).sum()) < 1e-12 * np.abs(chi).max()
-    assert np.abs(values.two_chain - values.one_chain).max() > 0.1 * np.abs(values.one_chain).max()
-
-
-def test_unperturbed_chain_mean_of_the_toy_matches_the_laplace_limit():
-    """For a stiff localisation g is quadratic in a Gaussian: <g> -> ½ tr(∇²L) / γ."""
-    stiff = Settings(nbeta=1.0, gamma=1e6, step_size=1e-7, preconditioner="none")
-    grid = enumerable.integrate(TOY, "out", stiff)
-    hessian = torch.autograd.functional.hessian(TOY.potential("out"), torch.zeros(2, dtype=torch.float64)).numpy()
-    rise, _ = enumerable.rise_and_excess(TOY, grid.losses)
-    assert grid.mean(rise) == pytest.approx(np.trace(hessian) / 2e6, rel=1e-4)

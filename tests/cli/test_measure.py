@@ -1,0 +1,192 @@
+"""`spectro measure`: what it prints, its one-line errors, Ctrl-C."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from commands import SPECTRO, refused, refused_after_plan, spectro
+from measuring import files
+from typer.testing import CliRunner
+
+from spectrolib import cli
+from spectrolib.model.engine import TOKENS_PER_PASS
+from spectrolib.run import profiles
+from spectrolib.run.store import open_result
+
+
+def test_measure_then_info(folder, text, small, tmp_path):
+    command = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--draws", 8, "--seed", 5)
+    code, out, error = spectro(*command, "--components", "l0h0, l1 mlp", "--workers", 1, "--gamma", 200, "--chains", 4)
+    assert code == 0, error
+    assert re.search(r"^components +l0h0, l1 mlp, and the whole model; estimator two_chain$", out, re.M)
+    assert re.search(r"^windows +6 to sample from, 2 for L\(w\), 3 to probe, of 9 tokens: 24 probe tokens$", out, re.M)
+    assert re.search(r"^probe text +(code|prose|verse) \d", out, re.M)
+    assert re.search(r"^posterior +nβ 10, γ 200; SGLD, step size 0.0013, batch 4$", out, re.M)
+    assert re.search(r"^chains +4 x 8 draws, .*; seed 5$", out, re.M)
+    assert re.search(r"^time +about .* on 1 cores?$", out, re.M)
+    assert re.search(r"^result +.*run/result.zarr: 24 tokens x 2 components$", out.replace("\n  ", ""), re.M)
+    assert re.search(r"^reliability +columns median -?\d", out, re.M)
+    assert "task 12 of 12: layer1.chain3" in error
+    result = open_result(tmp_path / "run")
+    assert result["text"].values.tolist() == [text.replace("Ġ", " ") for text in result["text"].values.tolist()]
+    assert all(len(text) == 1 for text in result["text"].values)
+
+    code, out, error = spectro("info", tmp_path / "run")
+    assert (code, error) == (0, "")
+    assert "12 of 12 tasks are done" in out
+    assert re.search(r"gamma 200", out)
+    for name in ("l0h0", "l1 mlp", "full"):
+        assert re.search(rf"^ *{name} +-?\d", out, re.M), name
+    assert "chains agree: below 1." in out
+    smoke = profiles.get("smoke").settings
+    relaxed = smoke.step_size * 200 / 2 * smoke.steps_between_draws
+    assert re.search(rf"relaxed draws: {relaxed:.2g} x \(1.2 to 5;", out)
+
+
+def test_a_repeated_command_goes_on(folder, text, small, tmp_path):
+    command = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0")
+    assert spectro(*command)[0] == 0
+    before = files(tmp_path / "run")
+    (tmp_path / "run" / "tasks" / "full.chain1.npz").unlink()
+    assert "3 of 4 tasks are done" in spectro("info", tmp_path / "run")[1]
+    code, _, error = spectro(*command)
+    assert code == 0
+    assert error.startswith("task 1 of 1: full.chain1")
+    assert files(tmp_path / "run") == before
+    assert "settings.seed: there 0, here 1" in refused_after_plan(*command, "--seed", 1)
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(folder, text, small, tmp_path):
+    code, out, _ = spectro("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--dry-run")
+    assert code == 0
+    assert "10 tasks" in out
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_and_memory_are_planned_for(folder, text, small, tmp_path):
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0")
+    code, out, _ = spectro(*run, "--dry-run", "--memory", "2GB")
+    assert code == 0
+    memory = re.search(r"^memory +about (\d+) MB a worker for the largest task: model [^:]*$", out, re.M)
+    assert memory and 250 < int(memory[1]) < 300 and "process 250 MB" in out and "for the result" in out
+    refusal = refused(*run, "--memory", "250MB")
+    assert re.search(r"a worker needs at least 25\d MB of memory, more than 250 MB: model .*process 250 MB", refusal)
+    assert "'lots' is no size of memory" in refused(*run, "--memory", "lots")
+    assert "shards must be at least 1, got 0" in refused(*run, "--shards", 0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_in_shards_says_how_far_it_is(folder, text, small, monkeypatch, tmp_path):
+    monkeypatch.setitem(TOKENS_PER_PASS, "cpu", 8)  # so that the three windows are three passes
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0")
+    code, out, error = spectro(*run, "--shards", 2, "--workers", 1)
+    assert code == 0, error
+    steps = 2 * 2 * 2 * 2 * (6 + 2 * 3) * 4 * 8  # shards, sampled, chains, driven members; steps; a batch of 4 windows
+    losses = 2 * 2 * 4 * 2 * (3 + 2 * 2) * 8  # sampled, chains, members, draws; windows, those for L(w) for each shard
+    cost = (
+        f"8 tasks in 2 shards, each of which repeats the chains; {steps:.3g} tokens through steps, {losses:.3g} token"
+    )
+    assert cost in re.sub(r"\s+", " ", out)
+    assert re.search(r"task 8 of 8: \S+\.windows\d+-\d+", error)
+    assert "4 of 4 tasks are done" in spectro("info", tmp_path / "run")[1]
+    sorted((tmp_path / "run" / "tasks").glob("full.chain1.*"))[0].unlink()
+    assert "3 of 4 tasks are done, 1 in part" in spectro("info", tmp_path / "run")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--profile", "huge"), "unknown profile 'huge': it must be one of smoke, book, paper"),
+        (("--estimator", "three"), "unknown estimator 'three': it must be one of two_chain, one_chain"),
+        (("--draws", "0"), "draws must be an integer of at least 1, got 0"),
+        (("--chains", "-1"), "chains must be an integer of at least 1, got -1"),
+        (("--gamma", "0"), "gamma must be positive and finite, got 0.0"),
+        (("--step-size", "nan"), "step_size must be positive and finite, got nan"),
+        (("--nbeta", "-1"), "nbeta must be zero or positive, got -1.0"),
+        (("--seed", "-1"), "seed must be an integer of at least 0, got -1"),
+        (("--model", "no/such/model/anywhere"), "no model folder 'no/such/model/anywhere'"),
+        (("--text", "no-such-file.txt"), "no such file or folder: no-such-file.txt"),
+        (("--text", "a", "--data", "b"), "give --text or --data, not both"),
+        (("--device", "abacus"), "unknown device 'abacus'"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, message):
+    assert message in refused("measure", "--out", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_components_windows_and_folders_are_one_line(folder, text, small, tmp_path):
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run")
+    assert "unknown component 'l7h0'" in refused(*run, "--components", "l0h0,l7h0")
+    assert "named once each" in refused(*run, "--components", "l0h0,l0h0")
+    short = tmp_path / "short.txt"
+    short.write_text("too little")
+    few = refused("measure", "--model", folder, "--text", short, "--out", tmp_path / "run")
+    assert "the documents give 1 windows of 9 tokens, 11 were asked for" in few
+    foreign = refused("measure", "--model", folder, "--out", tmp_path / "run")
+    assert "beyond the model's vocabulary of 257" in foreign
+    assert not (tmp_path / "run").exists()
+    below = ("measure", "--model", folder, "--text", text, "--out", short / "run")
+    assert "short.txt/run cannot be written" in refused_after_plan(*below)
+    others = ("measure", "--model", folder, "--text", text, "--out", text)
+    assert "is not a run folder and not empty (it holds code)" in refused_after_plan(*others)
+    assert "workers must be at least 1, got 0" in refused_after_plan(*run, "--workers", 0)
+
+
+def test_a_chain_that_leaves_is_one_line(folder, text, small, tmp_path):
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0", "--plain")
+    code, _, error = spectro(*run, "--step-size", 1e4, "--workers", 1)
+    assert code == 1
+    assert re.fullmatch(r"error: component \w+, chain \d, draw 0: the loss .* lower step_size .now 10000.*\n", error)
+
+
+def test_ctrl_c_stops_keeps_finished_tasks_and_says_so(folder, text, tmp_path):
+    lines = (text / "prose" / "book.txt").read_text().splitlines()
+    pages = tmp_path / "pages.jsonl"
+    pages.write_text("".join(json.dumps({"text": "\n".join(lines[i : i + 5])}) + "\n" for i in range(100)))
+    tasks = tmp_path / "run" / "tasks"
+    run = [*SPECTRO, "measure", "--model", folder, "--text", pages, "--out", tmp_path / "run", "--workers", "2"]
+    run += ["--draws", "60"]
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  whoever started the tests
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(run, **pipes, start_new_session=True, preexec_fn=listening)
+    end = time.monotonic() + 240
+    while not any(tasks.glob("*.chain?.npz")) and process.poll() is None:
+        assert time.monotonic() < end, "waited in vain for the first task"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
+    pressed = time.monotonic()
+    out, error = process.communicate(timeout=120)
+    assert time.monotonic() - pressed < 60
+    done = len(list(tasks.glob("*.chain?.npz")))
+    assert process.returncode == 130, error
+    assert out.startswith("model ")
+    *lines, last = error.splitlines()
+    assert all(re.match(r"task \d+ of 10: ", line) for line in lines), error
+    assert last == f"stopped; {done} of 10 tasks are done; the same command goes on"
+    assert 1 <= done < 10
+
+
+def test_another_text_from_the_command_line(tmp_path):
+    """The bundled model: measured once, then another text is read on its draws, without a step."""
+    (tmp_path / "text").mkdir()
+    for i in range(20):
+        (tmp_path / "text" / f"{i}.txt").write_text(f"The loss of token {i} rises, and the head {i} answers. " * 60)
+    common = ["measure", "--components", "l5h0", "--workers", "1", "--bank", str(tmp_path / "bank")]
+    first = CliRunner().invoke(cli.app, [*common, "--out", str(tmp_path / "first")])
+    assert first.exit_code == 0, first.output
+    words = r"draws\s+kept in .*\s+in\s+all;\s+those\s+that\s+are\s+there\s+cost\s+no\s+steps"
+    assert re.search(words, first.output, re.DOTALL)
+    held = files(tmp_path / "bank")
+    second = CliRunner().invoke(
+        cli.app, [*common, "--out", str(tmp_path / "second"), "--probe", str(tmp_path / "text"), "--draws", "2"]
+    )
+    assert second.exit_code == 0, second.output
+    assert files(tmp_path / "bank") == held
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("first", "second")]
+    hashes = [[m["windows"][role]["hash"] for role in ("sampling", "loss", "probe")] for m in manifests]
+    assert hashes[0][:2] == hashes[1][:2] and hashes[0][2] != hashes[1][2]
