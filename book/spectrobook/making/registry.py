@@ -209,7 +209,7 @@ ENTRIES: dict[str, Entry] = {
         make=layout,
         needs=("model", "measurement"),
         time="1 min",
-        check="pytest tests/book/test_making.py",
+        check="pytest tests/book/making/test_registry.py",
     ),
     "slopes": Entry(
         home=DATA,
