@@ -96,6 +96,7 @@ class Toys:
         }
 
     def first(self, folder: Path) -> None:
+        assert folder.is_absolute()
         self.calls.append("first")
         for name in ("one", "two"):
             (folder / "made" / f"{name}.txt").write_text("new")
@@ -127,12 +128,12 @@ def toys(tmp_path, monkeypatch) -> Iterator[Toys]:
 OLD = {"one.txt": "old", "strange.txt": "of nobody"}
 
 
-def test_nothing_ships_by_default(toys, tmp_path):
-    runs = tmp_path / "runs"
-    code, out, _ = spectrobook("first", "--runs", runs)
+def test_nothing_ships_by_default(toys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = spectrobook("first")
     assert code == 0 and toys.held("first") == OLD
-    assert (runs / "first" / "made" / "two.txt").read_text() == "new"
-    assert f"to ship: python -m spectrobook first --runs {runs} --ship" in " ".join(out.split())
+    assert (tmp_path / "runs" / "making" / "first" / "made" / "two.txt").read_text() == "new"
+    assert "to ship: python -m spectrobook first --runs runs/making --ship" in out
 
 
 def test_what_is_finished_is_not_made_again(toys, tmp_path):
