@@ -54,7 +54,7 @@ def make(name: str, runs: Path, report: Callable[[str], None] = print) -> Path:
         record.unlink()
         shutil.rmtree(made)
     made.mkdir(exist_ok=True)
-    wanted.make(folder)
+    wanted.make(folder.resolve())  # for programs that run elsewhere
     files = wanted.found(made)
     missing = [pattern for pattern in wanted.files if not any(made.glob(pattern))]
     strangers = sorted({path.relative_to(made) for path in made.rglob("*") if path.is_file()} - set(files))
