@@ -300,11 +300,6 @@ def response_map(
     return response - response.mean(axis=0) if rows == "center" else response
 
 
-def kernel(response: Float[ndarray, "components pairs"]) -> Float[ndarray, "pairs pairs"]:
-    """G = MᵀM: |η(xy) - η(x'y')|² = (c - c')ᵀ G (c - c'), a learned inner product on mode pairs."""
-    return response.T @ response
-
-
 def bound(
     response: Float[ndarray, "components pairs"], c: Float[ndarray, "*n a b"], other: Float[ndarray, "*n a b"]
 ) -> Float[ndarray, "*n"]:

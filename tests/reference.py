@@ -5,7 +5,17 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from spectrolib.model.components import gather, replace
+from spectrolib.model.components import gather, split
+
+
+def put(weights, parts, flat):
+    """A copy of ``weights`` (sharing what is untouched) with a component's blocks set to ``flat``."""
+    changed = dict(weights)
+    for block, piece in zip(parts, split(flat, [block.of(weights).shape for block in parts]), strict=True):
+        if changed[block.parameter] is weights[block.parameter]:
+            changed[block.parameter] = weights[block.parameter].clone()
+        block.of(changed)[...] = piece
+    return changed
 
 
 class Reference:
@@ -26,11 +36,11 @@ class Reference:
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
 
     def at(self, blocks, flat, windows):
-        return self.losses(replace(self.weights, blocks, flat.to(self.dtype)), windows).detach()
+        return self.losses(put(self.weights, blocks, flat.to(self.dtype)), windows).detach()
 
     def gradient(self, blocks, flat, windows):
         """Mean loss, and the component's slice of the gradient over every weight."""
-        moved = replace(self.weights, blocks, flat.to(self.dtype))
+        moved = put(self.weights, blocks, flat.to(self.dtype))
         moved = {name: w.clone().requires_grad_() for name, w in moved.items()}
         loss = self.losses(moved, windows).mean()
         loss.backward()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -267,22 +267,3 @@ def token_reliability(
     length = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     cosine = np.divide((first * second).sum(axis=1), length, out=np.zeros_like(length), where=length > 0)
     return xr.DataArray(cosine, dims="token", name="reliability")
-
-
-class Reliability(NamedTuple):
-    """Reliability as the draws add up; one number for each entry of ``draws``."""
-
-    draws: ndarray
-    """Draws of each chain."""
-    token: ndarray
-    """Median over tokens of the cosine between the halves."""
-    column: ndarray
-    """Median over components of the halves' correlation, to full length."""
-
-
-def reliability_curve(result, estimator: Estimator | None = None) -> Reliability:
-    """`token_reliability` and `column_reliability` (medians) after each block of draws."""
-    blocks = result["block"].values.tolist()
-    token = [float(np.median(token_reliability(result, estimator=estimator, draws=n))) for n in blocks]
-    column = [float(np.median(column_reliability(result, estimator, draws=n))) for n in blocks]
-    return Reliability(np.array(blocks), np.array(token), np.array(column))

@@ -93,16 +93,6 @@ def sgld_variance(eigenvalue, step_size):
     return 1 / (eigenvalue * (1 - step_size * eigenvalue / 4))
 
 
-def midpoint_variance(eigenvalue, step_size):
-    """Stationary variance of (δ_t + δ_{t+1}) / 2, the mean of two consecutive SGLD positions: 1/λ, with no bias at all.
-
-    With r = 1 - ελ/2 and V = ε / (1 - r²) it is ((1 + r)² V + ε) / 4 = ε / (2 (1 - r)) = 1/λ. On other potentials the
-    bias of midpoints is of second order in ε (Leimkuhler and Matthews, 2013), that of positions of first order.
-    """
-    r = 1 - step_size * eigenvalue / 2
-    return ((1 + r) ** 2 * sgld_variance(eigenvalue, step_size) + step_size) / 4
-
-
 def largest_step(potential: Quadratic, settings: Settings) -> float:
     """4/λ_max: with this step size or a larger one SGLD diverges, for then |1 - ελ/2| >= 1 in some direction."""
     return 4 / float(np.linalg.eigvalsh(precision(potential, settings))[-1])

@@ -221,15 +221,3 @@ def split(flat: Float[Tensor, " parameters"], shapes: Sequence[torch.Size]) -> l
     """The flat weights of a component as its blocks: views, so that gradients flow back to ``flat``."""
     pieces = flat.split([shape.numel() for shape in shapes])
     return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
-
-
-def replace(
-    weights: Mapping[str, Tensor], parts: Sequence[Block], flat: Float[Tensor, " parameters"]
-) -> dict[str, Tensor]:
-    """A copy of ``weights`` (sharing what is untouched) with a component's blocks set to ``flat``."""
-    changed = dict(weights)
-    for block, piece in zip(parts, split(flat, [block.of(weights).shape for block in parts]), strict=True):
-        if changed[block.parameter] is weights[block.parameter]:
-            changed[block.parameter] = weights[block.parameter].clone()
-        block.of(changed)[...] = piece
-    return changed

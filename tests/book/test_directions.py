@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from measuring import SETTINGS, windows
-from reference import Reference
+from reference import Reference, put
 from spectrobook import directions
 
 from spectrolib.model.components import FULL, blocks, components, gather
-from spectrolib.model.components import replace as put
 from spectrolib.model.loading import engine_of
 from spectrolib.run.plan import Plan
 

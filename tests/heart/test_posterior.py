@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import put
 from scipy import stats
 
 from spectrolib.estimator import CovarianceSums, merge_all, one_chain, standard_error, two_chain
 from spectrolib.exact import enumerable, quadratic
-from spectrolib.model.components import blocks, components, gather, replace
+from spectrolib.model.components import blocks, components, gather
 from spectrolib.model.loading import engine_of
 from spectrolib.posterior import Chain, ChainError, Settings, lockstep, minibatches, sample, stable_seed
 
@@ -159,7 +160,7 @@ EVERY, PARTS = 15, 30
 def toy_sums():
     """Sums over 30 groups of 50 chains of 18 draws for each block and the unrestricted chain.
 
-    A draw is the mean of two consecutive positions, whose bias is of second order in ε (`quadratic.midpoint_variance`).
+    A draw is the mean of two consecutive positions, whose bias is of second order in ε (exact/test_exact.py).
     """
     sums = {}
     for block, weights in TOY.BLOCKS.items():
@@ -291,7 +292,7 @@ def reference_chain(model, component, windows, s, chain):
     flat, v = centre.clone(), torch.zeros_like(centre)
     noise = torch.Generator().manual_seed(stable_seed("noise", s.seed, component, chain))
     for batch in itertools.islice(minibatches(len(windows), s, chain), s.steps):
-        moved = {name: w.clone().requires_grad_() for name, w in replace(weights, owned, flat).items()}
+        moved = {name: w.clone().requires_grad_() for name, w in put(weights, owned, flat).items()}
         ids = torch.as_tensor(windows[batch])
         named = {name.replace("embed_out", "lm_head"): w for name, w in moved.items()}
         logits = torch.func.functional_call(model, named, (ids[:, :-1],)).logits
@@ -333,7 +334,7 @@ def test_frozen_weights_stay_bit_identical(tiny_model, tiny_windows):
     for component in components(engine.shape):
         *_, draw = sample(tiny_model, s, component=component, windows=tiny_windows)
         owned = blocks(component, engine.shape)
-        moved = replace(engine.weights, owned, draw.position)
+        moved = put(engine.weights, owned, draw.position)
         changed = {name: moved[name] != tensor for name, tensor in engine.weights.items()}
         for block in owned:
             assert block.of(changed).float().mean() > 0.99  # the component moved, every weight of it

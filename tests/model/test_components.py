@@ -7,9 +7,10 @@ import torch
 from conftest import random_gpt_neox
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import put
 from spectrobook.making.neox import Architecture, initial_weights
 
-from spectrolib.model.components import Component, blocks, check, components, gather, replace, size, split
+from spectrolib.model.components import Component, blocks, check, components, gather, size, split
 from spectrolib.model.loading import engine_of
 from spectrolib.model.shapes import Shape
 
@@ -113,7 +114,7 @@ def test_blocks_are_the_masks_of_the_authors_library(tiny_gpt_neox, engine):
             theirs[key] |= torch.ones_like(theirs[key]) if mask is None else mask.bool()
         ours = ownership(engine, [name])
         for key, mask in theirs.items():
-            assert torch.equal(ours[key.replace("lm_head", "embed_out")] == 1, mask), (name, key)
+            assert torch.equal(ours[key.put("lm_head", "embed_out")] == 1, mask), (name, key)
 
 
 def test_zeroing_a_head_removes_exactly_its_output():
@@ -141,7 +142,7 @@ def test_replace_changes_the_component_alone(engine):
     for name in components(engine.shape):
         owned = blocks(name, engine.shape)
         flat = gather(engine.weights, owned)
-        moved = replace(engine.weights, owned, flat + 1)
+        moved = put(engine.weights, owned, flat + 1)
         torch.testing.assert_close(gather(moved, owned), flat + 1, rtol=0, atol=0)
         changed = sum(int((moved[key] != tensor).sum()) for key, tensor in engine.weights.items())
         assert changed == flat.numel()

@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import random_gpt_neox
 from measuring import SETTINGS, Inline, odd_plan, plan, random_record
+from reference import put
 
 from spectrolib.estimator import with_estimator
 from spectrolib.model.components import blocks
-from spectrolib.model.components import replace as replaced
 from spectrolib.model.loading import LanguageModel, engine_of
 from spectrolib.posterior import sample
 from spectrolib.run.measure import measure
@@ -65,7 +65,7 @@ def test_the_result_is_what_the_formula_says_of_the_draws(folder, tmp_path):
         g, d = [], []
         for chain in range(few.chains):
             for draw in sample(job.model, few, component=component, windows=job.sampling, chain=chain):
-                moved = replaced(weights, parts, draw.position.double())
+                moved = put(weights, parts, draw.position.double())
                 module.load_state_dict({names.get(name, name): tensor for name, tensor in moved.items()})
                 g.append(losses(job.loss).mean() - before)
                 d.append(losses(job.probe).flatten() - losses(job.loss).mean())
