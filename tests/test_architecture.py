@@ -104,7 +104,7 @@ def test_the_checker_sees_what_it_should(tmp_path):
         "spectrolib/graph.py": "from .text import corpus",  # the heart and the text stand side by side
         "spectrolib/text/__init__.py": "",
         "spectrolib/text/corpus.py": "def read():\n    from . import lexing",
-        "spectrolib/text/lexing.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .corpus import read",
+        "spectrolib/text/lexing.py": "import typing\nif typing.TYPE_CHECKING:\n    from .corpus import read",
         "spectrolib/run/plan.py": "import spectrolib.cli.info\nfrom ..graph import knn_graph",
         "spectrolib/cli/info.py": "",
         "spectrolib/spare/thing.py": "",

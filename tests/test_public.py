@@ -75,7 +75,7 @@ def test_every_public_name_is_imported(name):
 
 
 def test_a_profile_makes_a_plan_and_modules_have_short_names():
-    assert [*inspect.signature(spectrolib.Plan.from_profile).parameters][0] == "profile"
+    assert next(iter(inspect.signature(spectrolib.Plan.from_profile).parameters)) == "profile"
     assert {"model", "seed"} <= set(inspect.signature(spectrolib.Plan.from_profile).parameters)
     from spectrolib import tokenmap
 
