@@ -223,15 +223,16 @@ def write_html(
         raise ValueError(f"cluster {sizes.argmin()} has no token: number clusters from 0 on, without gaps")
     if len(names) not in (0, len(sizes)):
         raise ValueError(f"{len(sizes)} clusters need as many names, got {len(names)}")
-    texts, token = np.unique(np.array([*contexts, ""], dtype=str), return_inverse=True)
-    coords = {"sequence": np.arange(n), "position": np.ones(n, dtype=np.int64), "token_id": token[:n]}
-    coords |= {"text": texts[token[:n]].astype(object)} | dict.fromkeys(("domain", "document"), np.full(n, "", object))
+    texts, token = _numbered(contexts)
+    coords = {"sequence": np.arange(n), "position": np.ones(n, dtype=np.int64), "token_id": token}
+    coords |= {"text": np.array(texts, dtype=object)[token]} | dict.fromkeys(
+        ("domain", "document"), np.full(n, "", object)
+    )
     result = xr.Dataset(coords={name: ("token", values) for name, values in coords.items()})
     some, why = np.arange(len(sizes)), np.where(labels >= 0, "cluster", "main body")
     found = Clustering(labels, np.full(len(sizes), np.nan), some, sizes, some, why, len(sizes))
-    cards = [
-        SimpleNamespace(cluster=i, size=sizes[i], label=name, family="", name=None) for i, name in enumerate(names)
-    ]
+    said = {"family": "", "name": None}
+    cards = [SimpleNamespace(cluster=i, size=sizes[i], label=name, **said) for i, name in enumerate(names)]
     return write(page(result, found, xy, cards=cards, catalogue=""), path)
 
 

@@ -121,7 +121,7 @@ def test_one_chain_has_neither_error_bars_nor_halves(folder, tmp_path):
     assert "half_susceptibility" not in result
 
 
-room = sys.modules["spectrolib.run.measure"]  # the package has a function of that name
+room = sys.modules["spectrolib.run.result"]
 
 
 def test_putting_a_result_together_takes_as_much_memory_for_many_chains_as_for_few(odd_folder, tmp_path, monkeypatch):
