@@ -81,7 +81,7 @@ def assemble_gradients(plan: Plan, run: RunFolder):
     resolved = labelled(plan.components, [[half[:, i] for i in range(len(plan.components))] for half in rows])
     channels = resolved.pop("channel_component")
     with np.load(run.path / DIRECTION) as stored:
-        own = _squared_lengths(plan, {name: stored[name] for name in stored.files})
+        own = _squared_lengths(plan, {name: torch.from_numpy(stored[name]).double() for name in stored.files})
     chi = -(slopes - own) / plan.settings.gamma
     return xr.Dataset(
         {
@@ -102,11 +102,8 @@ def assemble_gradients(plan: Plan, run: RunFolder):
     )
 
 
-def _squared_lengths(plan: Plan, mean: dict[str, np.ndarray]) -> np.ndarray:
+def _squared_lengths(plan: Plan, mean: dict[str, torch.Tensor]) -> np.ndarray:
     """|∇_C L|² of each component."""
     return np.array(
-        [
-            sum(float((block.of(mean).astype(np.float64) ** 2).sum()) for block in blocks(name, plan.shape))
-            for name in plan.components
-        ]
+        [sum(float(block.of(mean).square().sum()) for block in blocks(name, plan.shape)) for name in plan.components]
     )

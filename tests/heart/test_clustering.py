@@ -184,3 +184,85 @@ def test_ctrl_c_leaves_what_was_found(planted, found, monkeypatch):
 def test_refused_options(options, message):
     with pytest.raises(ValueError, match=message):
         conductance_clusters(random_graph(0), **options)
+
+
+# Clusters that come back
+
+
+def groups(clusters: int = 4, each: int = 30, loners: int = 60, channels: int = 60, noise: float = 1.0, seed: int = 0):
+    """Rows whose channels are independent looks at the same inner products: planted directions, and noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.repeat(np.arange(clusters), each), np.full(loners, -1)])
+    centres = rng.normal(size=(clusters + loners, 12))
+    place = np.concatenate([np.repeat(np.arange(clusters), each), clusters + np.arange(loners)])
+    own = centres[place] + 0.25 * rng.normal(size=(len(place), 12))
+    looks = np.random.default_rng([seed, 1]).normal(size=(12, channels))
+    return labels, (own @ looks + noise * np.random.default_rng([seed, 2]).normal(size=(len(own), channels)))
+
+
+def test_planted_clusters_come_back_every_time():
+    labels, rows = groups()
+    found = clustering.stable_clusters(rows, k=10, repeats=6)
+    for group in range(4):
+        (cluster,) = set(found.labels[labels == group]) - {-1}
+        mine = labels[found.members(cluster)]
+        assert found.share[cluster] == 1 and (mine == group).mean() > 0.9 and (mine == group).sum() >= 24
+    assert found.support[found.labels >= 0].min() > 0.5 and (found.support[found.labels < 0] == 0).all()
+    assert ((found.why == "cluster") == (found.labels >= 0)).all()
+
+
+def test_noise_alone_has_no_clusters_that_come_back():
+    rows = np.random.default_rng(0).normal(size=(300, 90))
+    assert len(clustering.stable_clusters(rows, k=10, repeats=8).sizes) == 0
+
+
+def test_a_share_is_what_a_fresh_measurement_gives():
+    """Over many planted tables: of clusters that name a share above 0.8 at least 0.8 are found in fresh channels."""
+    named, came = [], []
+    for seed in range(12):
+        _, both = groups(clusters=6, each=14, channels=80, noise=2.5, seed=seed)
+        one, two = (clustering.stable_clusters(half, k=8, repeats=8) for half in (both[:, :40], both[:, 40:]))
+        best = clustering.overlaps(one.labels, two.labels).max(axis=1).toarray().ravel() if len(two.sizes) else 0
+        named += one.share.tolist()
+        came += ((best if len(two.sizes) else np.zeros(len(one.sizes))) > 0.5).tolist()
+    named, came = np.array(named), np.array(came)
+    assert len(named) > 25
+    assert came[named > 0.8].mean() > 0.8
+    assert came[named > 0.8].mean() >= came[named <= 0.8].mean() or (named <= 0.8).sum() < 5
+
+
+def test_lengths_of_rows_do_not_matter_and_quiet_ones_are_left_out():
+    _, rows = groups()
+    first = clustering.stable_clusters(rows, k=10, repeats=4)
+    scaled = clustering.stable_clusters(rows * np.linspace(0.5, 2, len(rows))[:, None], k=10, repeats=4)
+    np.testing.assert_array_equal(first.labels, scaled.labels)
+    quiet = rows.copy()
+    quiet[:5] *= 1e-3
+    found = clustering.stable_clusters(quiet, k=10, repeats=4)
+    assert (found.why[:5] == "quiet").all() and (found.labels[:5] == -1).all()
+
+
+def test_any_number_of_processes_gives_the_same_clusters():
+    _, rows = groups()
+    one, two = (clustering.stable_clusters(rows, k=10, repeats=3, workers=workers) for workers in (1, 2))
+    for name in ("labels", "share", "support", "conductance", "seeds", "why"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_overlaps_are_jaccard_indices():
+    first, second = np.array([0, 0, 0, 1, 1, -1]), np.array([0, 0, 1, 1, -1, 1])
+    np.testing.assert_allclose(clustering.overlaps(first, second).toarray(), [[2 / 3, 1 / 5], [0, 1 / 4]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"repeats": 1}, "repeats must be at least 2, got 1"),
+        ({"share": 0.0}, "share must lie above 0"),
+        ({"least": 1.5}, "least must lie above 0 and be at most 1, got 1.5"),
+        ({"quiet": 10.0}, "0 rows are long enough"),
+    ],
+)
+def test_stable_clusters_refuse_bad_options(change, message):
+    with pytest.raises(ValueError, match=message):
+        clustering.stable_clusters(groups()[1], **{"k": 10} | change)

@@ -114,7 +114,7 @@ def test_blocks_are_the_masks_of_the_authors_library(tiny_gpt_neox, engine):
             theirs[key] |= torch.ones_like(theirs[key]) if mask is None else mask.bool()
         ours = ownership(engine, [name])
         for key, mask in theirs.items():
-            assert torch.equal(ours[key.put("lm_head", "embed_out")] == 1, mask), (name, key)
+            assert torch.equal(ours[key.replace("lm_head", "embed_out")] == 1, mask), (name, key)
 
 
 def test_zeroing_a_head_removes_exactly_its_output():

@@ -28,7 +28,6 @@ from spectrobook.making.neox import Architecture, initial_weights
 from typer.testing import CliRunner
 
 from spectrolib import cli
-from spectrolib.clustering import open_clusters
 from spectrolib.dictionaries import matching
 from spectrolib.model import shapes
 from spectrolib.model.loading import load_model
@@ -36,7 +35,7 @@ from spectrolib.reading import tokenmap
 from spectrolib.run import cost, profiles
 from spectrolib.run.measure import measure
 from spectrolib.run.plan import text_windows
-from spectrolib.run.store import open_result, read_manifest
+from spectrolib.run.store import open_clusters, open_result, read_manifest
 from spectrolib.text.corpus import BUNDLED, local_documents
 
 NAME = "EleutherAI/pythia-14m"
