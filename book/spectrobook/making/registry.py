@@ -118,6 +118,17 @@ def planted(folder: Path) -> None:
         remake(folder / "made")
 
 
+def resolved(folder: Path) -> None:
+    """Resolved rows to first order and by sampling, their controls, their clusters with cards and matches."""
+    from .resolved import run, write
+
+    run(folder)
+    for command, file in (("cluster", "clusters.npz"), ("cards", "cards.json"), ("match", "matches.json")):
+        if not (folder / "first" / file).exists():
+            python("-m", "spectrolib.cli", command, folder / "first")
+    write(folder)
+
+
 def efficiency(folder: Path) -> None:
     """The grid of the benchmark, and the reliability of the measurement's own run: its run folder must be there."""
     run = folder.parent / "measurement" / "run"
@@ -233,6 +244,14 @@ ENTRIES: dict[str, Entry] = {
         make=planted,
         time="10 min",
         check="pytest tests/book/test_language.py tests/book/test_purity.py",
+    ),
+    "resolved": Entry(
+        home=DATA,
+        files=("resolved.json", "resolved.npz"),
+        make=resolved,
+        needs=("model", "autoencoders"),
+        time="1 h",
+        check="pytest tests/book/making/test_resolved.py",
     ),
     "efficiency": Entry(
         home=DATA,

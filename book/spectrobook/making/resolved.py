@@ -1,14 +1,14 @@
-"""The measurements behind the chapter Resolved rows, and the tables that it shows.
+"""The measurements behind the chapter Clusters that come back, and the tables that it shows.
 
-Five runs: to first order on all shipped probe windows (``first``), on more text (``large``) and with shuffled weights
-(``shuffled``); by sampling at two values of nβ on a part of the windows (``draws``, ``gaussian``). A run goes on where
-it was stopped. What ships is small: a table of how well each kind of rows repeats, the controls, and the clusters.
+Three runs: to first order on all shipped probe windows (``first``) and with shuffled weights (``shuffled``); by
+sampling on a part of the windows (``draws``). A run goes on where it was stopped. What ships is small: a table of how
+well each kind of rows repeats, the controls, and the clusters.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +19,18 @@ from numpy import ndarray
 from spectrolib import graph
 from spectrolib.clustering import Clustering, conductance_clusters, overlaps, stable_clusters
 from spectrolib.estimator import standardise
-from spectrolib.model.activations import activations, untrained
+from spectrolib.model.activations import activations
+from spectrolib.model.layers import norm
 from spectrolib.model.loading import LanguageModel, load_model
 from spectrolib.run import profiles
 from spectrolib.run.measure import measure
 from spectrolib.run.plan import Plan, profile_windows
 from spectrolib.run.resolved import rows_of
-from spectrolib.run.store import open_result
+from spectrolib.run.store import open_clusters, open_result
 from spectrolib.run.workers import available_cores
-from spectrolib.text.corpus import bundled_windows
 
 from .. import robustness
+from .controls import shuffled
 
 K, MIN_SIZE, REPEATS = 15, 10, 10
 """Neighbours, tokens of the smallest cluster, and repetitions, in all of the tables."""
@@ -37,47 +38,28 @@ EVERY = 8
 """One of so many probe windows is read by sampling."""
 
 
-def plans(model: LanguageModel | None = None) -> dict[str, Plan]:
-    """The runs, by name."""
+def plans(folder: Path, model: LanguageModel | None = None) -> dict[str, Plan]:
+    """The runs, by name; the model with shuffled weights is kept in the folder."""
     model = model or load_model("bundled", device="cpu")
     profile = profiles.get("book")
     windows = profile_windows(profile, model)
-    probe, pool = windows["probe"], bundled_windows("heldout").cut(profile.length)
+    probe = windows["probe"]
     some = windows | {"probe": probe.take(np.arange(0, len(probe), EVERY))}
-    half = windows | {"probe": probe.take(np.arange(0, len(probe), EVERY // 2))}
+    more = windows | {"probe": probe.take(np.arange(0, len(probe), EVERY // 2))}
     first = {"settings": profile.settings, "channels": 2048, "first_order": True}
     sampler = replace(profile.settings, chains=4, draws=8, tilt=0.0, batch_size=2)
     sampled = {"channels": 4096, "estimator": "one_chain"}
-    shuffled = LanguageModel(untrained_model(model), model.tokenizer, "bundled, its weights shuffled")
     return {
         "first": Plan(model=model, **windows, **first),
+        "shuffled": Plan(model=shuffled(model, folder / "shuffled-model"), **more, **first),
         "draws": Plan(model=model, settings=sampler, **some, **sampled),
-        "gaussian": Plan(model=model, settings=replace(sampler, nbeta=0.0), **some, **sampled),
-        "shuffled": Plan(model=shuffled, **half, **first),
-        "large": Plan(model=model, **windows | {"probe": pool}, **first),
     }
 
 
-def untrained_model(model: LanguageModel, seed: int = 0):
-    """A transformers model with the entries of each tensor shuffled: the same numbers, nothing learned."""
-    import copy
-
-    module = copy.deepcopy(model.model)
-    mixed = untrained(model, seed).weights
-    named = dict(module.named_parameters())
-    for name, weight in mixed.items():
-        own = named.get(name, named.get("lm_head.weight"))
-        own.data = weight.clone()
-    return module
-
-
-def run(folder: str | Path, report: Callable[[str], None] = print) -> dict[str, Path]:
+def run(folder: Path) -> None:
     """Carry out the runs that are not finished."""
-    folder = Path(folder)
-    for name, plan in plans().items():
+    for name, plan in plans(folder).items():
         measure(plan, folder / name)
-        report(f"{name}: {folder / name}")
-    return {name: folder / name for name in plans()}
 
 
 # How well rows repeat ------------------------------------------------------------------------------------------------
@@ -174,8 +156,6 @@ def simple_rows(model: LanguageModel, ids: Int[ndarray, "windows length"]) -> di
     weights = model.weights
     unembedding = weights[model.shape.unembed].numpy()
     layers = model.shape.layers
-    from spectrolib.model.layers import norm
-
     x = torch.from_numpy(activations(model, ids[:, :-1], f"l{layers - 1} residual"))
     hidden = norm(x.flatten(0, 1), weights, model.shape.where.final_norm, model.shape).numpy()
     targets = ids[:, 1:].ravel()
@@ -249,17 +229,15 @@ def window_ids(result) -> Int[ndarray, "windows length"]:
 # Clusters ------------------------------------------------------------------------------------------------------------
 
 
-def clusters(first, workers: int | None = None) -> dict[str, Clustering]:
-    """Clusters that come back: of all channels, and of either half apart."""
-    workers = workers or available_cores()
-    options = {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS, "workers": workers}
-    rows = {"all": rows_of(first), "half 0": rows_of(first, halves=[0]), "half 1": rows_of(first, halves=[1])}
-    return {name: stable_clusters(own, **options, seed=i) for i, (name, own) in enumerate(rows.items())}
+def halves(first, shuffled_result, workers: int | None = None) -> list[Clustering]:
+    """Clusters that come back, of either half of the channels, on the tokens of the controls."""
+    tokens = sampled_half(first, shuffled_result)
+    options = {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS, "workers": workers or available_cores()}
+    return [stable_clusters(rows_of(first, halves=[half])[tokens], seed=half, **options) for half in (0, 1)]
 
 
-def calibration(found: Mapping[str, Clustering]) -> dict:
-    """Of the clusters of one half: what share of repetitions they name, and whether the other half has them."""
-    one, two = found["half 0"], found["half 1"]
+def calibration(one: Clustering, two: Clustering) -> dict:
+    """Of the clusters of one half: in what share of repetitions they came back, and whether the other half has them."""
     best = overlaps(one.labels, two.labels).max(axis=1).toarray().ravel()
     return {
         "share": one.share.tolist(),
@@ -269,30 +247,29 @@ def calibration(found: Mapping[str, Clustering]) -> dict:
     }
 
 
-def ship(folder: str | Path, out: str | Path, report: Callable[[str], None] = print) -> list[Path]:
-    """The tables and clusters of finished runs, as the two files that the chapter reads."""
-    folder, out, model = Path(folder), Path(out), load_model("bundled", device="cpu")
-    results = {name: open_result(folder / name) for name in ("first", "draws", "gaussian", "shuffled")}
+def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, dict[str, ndarray]]:
+    """What the chapter shows of finished runs: tables, and the clusters as arrays."""
+    model, results = load_model("bundled", device="cpu"), {name: open_result(folder / name) for name in plans(folder)}
+    table = {"settings": {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS, "every": EVERY}}
     report("how well rows repeat")
-    table = {
-        "ladder": ladder(results["draws"], results["first"]),
-        "gaussian": ladder(results["gaussian"], results["first"]),
-    }
+    table["ladder"] = ladder(results["draws"], results["first"])
     report("controls")
     table["controls"] = controls(results["first"], results["shuffled"], model)
     report("clusters that come back")
-    found = clusters(results["first"])
-    table["calibration"] = calibration(found)
-    table["settings"] = {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS}
+    table["calibration"] = calibration(*halves(results["first"], results["shuffled"]))
+    found, first = open_clusters(folder / "first"), folder / "first"
+    table["cards"] = json.loads((first / "cards.json").read_text())["about"]
+    table["matches"] = json.loads((first / "matches.json").read_text())["about"]
     table["manifests"] = {name: json.loads(result.attrs["manifest"]) for name, result in results.items()}
-    arrays = {
-        f"{name}/{key}": getattr(own, key)
-        for name, own in found.items()
-        for key in ("labels", "share", "support", "conductance", "seeds", "sizes", "order")
-    }
-    arrays |= {f"{name}/why": own.why for name, own in found.items()}
-    if (folder / "large" / "clusters.npz").exists():
-        table["large"] = json.loads((folder / "large" / "clusters.json").read_text())
-    (out / "resolved.json").write_text(json.dumps(table, indent=1, allow_nan=True) + "\n")
-    np.savez_compressed(out / "resolved.npz", **arrays)
-    return [out / "resolved.json", out / "resolved.npz"]
+    length = np.linalg.norm(rows_of(results["first"]), axis=1)
+    arrays = {name: value for name, value in vars(found).items() if isinstance(value, ndarray)}
+    return table, arrays | {"length": length.astype(np.float32)}
+
+
+def write(folder: Path) -> None:
+    """The tables of finished runs, in the folder ``made``; the first must have clusters, cards and matches."""
+    table, arrays = tables(folder)
+    made = folder / "made"
+    made.mkdir(exist_ok=True)
+    (made / "resolved.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    np.savez_compressed(made / "resolved.npz", **arrays)
