@@ -92,7 +92,8 @@ class Clustering:
 
     def left(self) -> dict[str, int]:
         """How many tokens are in no cluster, by what became of them."""
-        return {why: int((self.why == why).sum()) for why in WHY[1:]}
+        able = WHY[1:] if self.share is not None else [why for why in WHY[1:] if why not in (FLEETING, QUIET)]
+        return {why: int((self.why == why).sum()) for why in able}
 
     def members(self, cluster: int) -> Int[ndarray, " m"]:
         """The tokens of a cluster, by index."""

@@ -66,7 +66,8 @@ def cluster(
             raise ValueError(
                 "resolved rows are cut from the mutual graph, not whitened: leave both out, or --rows paper"
             )
-        k, min_size = k or (15 if resolved else 45), min_size or (10 if resolved else 20)
+        k = (15 if resolved else 45) if k is None else k
+        min_size = (10 if resolved else 20) if min_size is None else min_size
         check(Options(min_size=min_size, max_size=max_size, barrier=barrier), method)
         options = {"method": method, "seed": seed, "min_size": min_size, "max_size": max_size, "barrier": barrier}
         result = with_estimator(result, estimator) if estimator else result
@@ -89,6 +90,7 @@ def _resolved(run: Path, result, settings: dict, options: dict) -> dict:
 
     from .. import clustering
     from ..run.resolved import rows_of
+    from ..run.store import save_clusters
     from ..run.workers import available_cores
 
     begin, rows = time.perf_counter(), rows_of(result)
@@ -103,7 +105,7 @@ def _resolved(run: Path, result, settings: dict, options: dict) -> dict:
         **clustering.summary(found),
         "seconds": {"all": time.perf_counter() - begin},
     }
-    clustering.save_clusters(found, run, summary)
+    save_clusters(found, run, summary)
     return summary
 
 

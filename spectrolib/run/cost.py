@@ -527,11 +527,16 @@ def _kept_numbers(component: Component, shape: Shape, time: int) -> float:
     return (shape.layers - layer) * kept + 12 * shape.width + 4 * shape.mlp + 4 * scores
 
 
-def _channel_bytes(work: Work) -> float:
-    """Bytes of one token's channels on one chain of one component, float32, and their sum."""
+def _channels_kept(work: Work) -> int:
+    """Channels of one component in each half: as many as asked for, or as there are draws."""
     draws = work.settings.draws * work.members * math.ceil(work.settings.chains / 2)
     draws //= 2 if work.settings.tilt else 1
-    return 8 + 4 * min(max(1, work.channels // len(work.components)), draws) if work.channels else 0
+    return min(max(1, work.channels // len(work.components)), draws) if work.channels else 0
+
+
+def _channel_bytes(work: Work) -> float:
+    """Bytes of one token's channels on one chain of one component, float32, and their sum."""
+    return 8 + 4 * _channels_kept(work) if work.channels else 0
 
 
 def disk(work: Work) -> dict[str, float]:
@@ -543,7 +548,7 @@ def disk(work: Work) -> dict[str, float]:
         "partial sums": float(
             (SUM_BYTES * work.blocks + _channel_bytes(work)) * work.tokens * len(work.sampled) * chains
         ),
-        "result": float((entry * len(work.components) + 4 * work.channels) * work.tokens),
+        "result": float((entry + 2 * min(2, chains) * _channels_kept(work)) * len(work.components) * work.tokens),
         "losses of every draw": 4.0 * work.tokens * len(work.sampled) * chains * work.settings.draws * work.members,
     }
 

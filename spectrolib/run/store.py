@@ -149,7 +149,7 @@ def claim(
     """
     path, text = Path(path), json.dumps(manifest, indent=2, sort_keys=True)
     stored = path / "manifest.json"
-    ours = (inside, part_of(stored).name)
+    ours = (inside, part_of(stored).name, "manifest.part")  # the last: what earlier versions called it
     with refusing(f"the {kind} {path}"):
         path.mkdir(parents=True, exist_ok=True)
         strangers = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)

@@ -107,7 +107,7 @@ def test_the_same_in_json(run):
         (["--k", 800], "fewer than the 800 vectors"),
         (["--symmetrise", "both"], "'union' or 'mutual'"),
         (["--method", "slow"], "'fast' or 'literal'"),
-        (["--rows", "all"], "rows must be"),
+        (["--rows", "all"], "unknown rows 'all': they must be resolved, paper, zscore or none"),
         (["--min-size", 0], "min_size must be at least 1"),
         (["--max-size", 5], "max_size must be at least min_size"),
         (["--barrier", 0], "barrier must be at least 1"),
@@ -169,5 +169,6 @@ def test_the_rows_of_another_estimator(terms, susceptibilities):
 def test_the_defaults_are_those_of_the_library():
     """The command repeats them, for its help must not wait for what compiles."""
     offered = inspect.signature(cluster).parameters
-    for name in ("min_size", "max_size", "barrier"):
+    for name in ("max_size", "barrier"):
         assert offered[name].default == getattr(peeling.Options, name)
+    assert offered["min_size"].default is None and peeling.Options.min_size == 20  # its own for each kind of rows

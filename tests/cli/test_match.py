@@ -57,7 +57,7 @@ def save_labels(run: Path, labels: np.ndarray) -> None:
     sizes, some = np.bincount(labels[labels >= 0], minlength=0), np.arange(labels.max() + 1)
     why = np.where(labels >= 0, "cluster", "main body")
     found = clustering.Clustering(labels, np.full(len(sizes), 0.1), some, sizes, some, why, 2)
-    clustering.save_clusters(found, run, {"settings": {}})
+    store.save_clusters(found, run, {"settings": {}})
 
 
 @pytest.fixture

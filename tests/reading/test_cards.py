@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from spectrolib import clustering
+from spectrolib.checks.intervals import wilson
 from spectrolib.estimator import standardise
 from spectrolib.reading import cards
 from spectrolib.reading.conditions import describe
@@ -213,6 +214,6 @@ def test_rule_table_and_summary(result, labels, made):
             assert math.isnan(row.precision) and row.f1 == 0 and row.rule == ""
     summary = cards.rule_summary(table)
     assert summary["planted"]["clusters"] == 4
-    assert summary["planted"]["confident"] == cards.rules.wilson(0.5, 4)
+    assert summary["planted"]["confident"] == wilson(0.5, 4)
     assert summary["token"]["precision"] == [1, 1, 1] and summary["token"]["confident"].value == 1
     assert summary["planted"]["f1"][1] == pytest.approx(np.median(mine.f1))

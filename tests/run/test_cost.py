@@ -179,7 +179,7 @@ def test_disk_is_what_the_running_sums_and_the_result_hold(tmp_path):
     plan = measuring.plan(tmp_path / "model", replace(measuring.SETTINGS, draws=2, steps_between_draws=1))
     result = measure(plan, tmp_path / "run", executor=measuring.Inline(), progress=False)
     tables = sum(values.nbytes for values in result.data_vars.values() if {"token", "component"} <= set(values.dims))
-    assert cost.disk(cost.Work.of(plan))["result"] == tables
+    assert cost.disk(cost.Work.of(plan))["result"] == tables + result["resolved"].nbytes
 
 
 def test_what_does_not_fit_fits_in_shorter_passes_and_parts():

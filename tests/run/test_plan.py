@@ -72,7 +72,7 @@ def test_what_is_left_fills_the_gaps(data, windows, rows, before):
 class Gaps:
     """The part of a plan that decides what is left, without a model."""
 
-    left, stretches = Plan.left, Plan.stretches
+    left, stretches, first_order = Plan.left, Plan.stretches, False
 
     def __init__(self, windows: int, rows: int, shards: int):
         self.probe, self.rows, self.shards = range(windows), rows, shards

@@ -7,7 +7,7 @@ from spectrolib.run.plan import Task
 from spectrolib.run.progress import show_progress
 
 TASKS = [Task(("l0h0", "l0h1"), 0), Task(("embed",), 1)]
-PLAN = SimpleNamespace(settings=SimpleNamespace(draws=5))
+PLAN = SimpleNamespace(first_order=False, amount=lambda task: 5 * len(task.components))
 
 
 def test_each_finished_task_is_one_line_and_counts_its_draws(capsys):

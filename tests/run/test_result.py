@@ -91,6 +91,7 @@ def test_the_terms_add_up_and_every_entry_is_labelled(folder, whole):
     assert dict(result.sizes) == {
         "token": 6 * 8,
         "component": 8,
+        "channel": 8 * 8,
         "control": 2,
         "sampled": 9,
         "chain": 2,

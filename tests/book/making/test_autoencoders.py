@@ -1,8 +1,6 @@
 """The autoencoders that ship: what their recipes say, made again."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -70,12 +68,7 @@ def test_making_them_again(tmp_path, monkeypatch, model, capsys):
         sae = load(folder / name)
         assert sae.site == site and 0 < sae.card["health"]["explained_variance"] < 1
     assert "untrained-b: explained variance" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="is there already"):
-        making.remake(tmp_path / "made")
-
-
-def test_the_command_says_what_it_wants():
-    asked = subprocess.run(
-        [sys.executable, "-m", "spectrolib.dictionaries.formats", "--help"], capture_output=True, text=True, check=True
-    )
-    assert "a new folder" in asked.stdout
+    (folder / "a" / "layers.1.attention" / "card.json").unlink()
+    making.remake(folder)
+    assert capsys.readouterr().out.count("explained variance") == 1  # the other is there already
+    assert (folder / "README.md").read_text() == (formats.FOLDER / "README.md").read_text()
