@@ -10,7 +10,7 @@ import yaml
 
 from spectrolib.run import profiles
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 IDS = [path.stem for path in NOTEBOOKS]
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=IDS)
