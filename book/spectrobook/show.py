@@ -93,6 +93,7 @@ def paint(
     tokens: Sequence[str],
     values: Float[ndarray, " tokens"],
     name: str,
+    /,
     *,
     component: str,
     document: str,
