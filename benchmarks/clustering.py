@@ -32,8 +32,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from spectrobook import DATA, clouds, shipped
 
+from spectrobook import DATA, clouds, shipped
 from spectrolib.estimator import standardise
 
 RESULT = DATA / "clustering_benchmark.json"

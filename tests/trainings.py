@@ -1,6 +1,7 @@
 """Settings and text of a training of seconds."""
 
 import numpy as np
+
 from spectrobook.making.neox import Architecture
 from spectrobook.making.settings import TrainingSettings
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
-from spectrobook.clouds import adjusted_rand
 
+from spectrobook.clouds import adjusted_rand
 from spectrolib.estimator import standardise
 
 from .grid import Cell

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy import ndarray
-from spectrobook.directions import mirrored
 
+from spectrobook.directions import mirrored
 from spectrolib.model.engine import Engine, one_thread
 from spectrolib.model.loading import engine_of, load_model
 from spectrolib.posterior import Chain, ChainError, lockstep

@@ -11,7 +11,6 @@ def write_pages(app, exception):
     if exception is not None or app.builder.format != "html":
         return
     from spectrobook import shipped
-
     from spectrolib.reading import catalogue, tokenmap  # here: they are slow to load, and not every builder needs them
 
     result, clusters, cards = shipped.result(), shipped.clusters(), shipped.cards()

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 from sklearn.metrics import adjusted_rand_score
-from spectrobook import clouds
 
+from spectrobook import clouds
 from spectrolib.clustering import conductance
 from spectrolib.graph import knn_graph
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from measuring import SETTINGS, windows
 from reference import Reference, put
-from spectrobook import directions
 
+from spectrobook import directions
 from spectrolib.model.components import FULL, blocks, components, gather
 from spectrolib.model.loading import engine_of
 from spectrolib.run.plan import Plan

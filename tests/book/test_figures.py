@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
-from spectrobook import figures
 
+from spectrobook import figures
 from spectrolib.reading import marks
 
 HOSTILE = [

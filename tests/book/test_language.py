@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+
 from spectrobook import language as planted
 from spectrobook.language import AGREE, BIGRAM, BRACKET, COPY, COUNT, NOISE, REASONS, SKIP, START, Language
 from spectrobook.making.training import END
-
 from spectrolib.model.loading import engine_of, load_model
 from spectrolib.text.corpus import Windows
 

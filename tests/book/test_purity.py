@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from spectrobook import language as planted
 from spectrobook import purity
 from spectrobook.purity import Fluctuations
-
 from spectrolib.estimator import CovarianceSums, standardise, susceptibility
 from spectrolib.model.loading import LanguageModel, load_model
 from spectrolib.run.plan import Plan

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from spectrobook import resolving
 
+from spectrobook import resolving
 from spectrolib import estimator
 from spectrolib.exact import enumerable, resolution
 from spectrolib.posterior import Settings

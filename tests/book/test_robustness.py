@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import adjusted_rand_score
-from spectrobook import clouds, robustness
 
+from spectrobook import clouds, robustness
 from spectrolib import graph
 from spectrolib.clustering import conductance_clusters
 from spectrolib.estimator import standardise

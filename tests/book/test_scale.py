@@ -1,8 +1,8 @@
 """The cost of the published run, and of runs that were timed."""
 
 import pytest
-from spectrobook import scale
 
+from spectrobook import scale
 from spectrolib.model import shapes
 from spectrolib.run import cost
 

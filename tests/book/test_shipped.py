@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from spectrobook import shipped
 
+from spectrobook import shipped
 from spectrolib.reading import tokenmap
 
 

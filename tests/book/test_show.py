@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spectrobook import show
 
+from spectrobook import show
 from spectrolib.checks.intervals import Estimate
 
 

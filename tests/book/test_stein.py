@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from spectrobook import stein
 
+from spectrobook import stein
 from spectrolib.estimator import CovarianceSums
 from spectrolib.exact import enumerable, quadratic
 from spectrolib.model.loading import engine_of

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from spectrobook.tables import column_correlations, dimension, row_cosines
 
 rng = np.random.default_rng(0)

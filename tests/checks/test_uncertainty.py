@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
-from spectrobook import shipped
 
+from spectrobook import shipped
 from spectrolib.checks import uncertainty
 from spectrolib.estimator import standardise, with_estimator
 from spectrolib.exact import quadratic

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
-from spectrobook.clouds import Clouds, plant
 from typer.testing import CliRunner
 
+from spectrobook.clouds import Clouds, plant
 from spectrolib import cli, clustering, graph, peeling
 from spectrolib.cli import runs
 from spectrolib.cli.cluster import cluster

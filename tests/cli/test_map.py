@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
-from spectrobook.clouds import Clouds, plant
 from typer.testing import CliRunner
 
+from spectrobook.clouds import Clouds, plant
 from spectrolib import cli, clustering
 from spectrolib.cli import runs
 from spectrolib.reading import tokenmap

@@ -13,9 +13,9 @@ import torch
 from conftest import random_gpt_neox
 from measuring import SETTINGS, Inline
 from sklearn.metrics import f1_score
-from spectrobook import shipped
 from typer.testing import CliRunner
 
+from spectrobook import shipped
 from spectrolib import cli, clustering
 from spectrolib.dictionaries import autoencoders, formats, matching
 from spectrolib.dictionaries.autoencoders import Autoencoder

@@ -5,9 +5,9 @@ import re
 from dataclasses import replace
 
 import pytest
-from spectrobook import scale
 from typer.testing import CliRunner
 
+from spectrobook import scale
 from spectrolib import cli
 from spectrolib.model import shapes
 from spectrolib.run import cost

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from spectrobook import shipped
 
+from spectrobook import shipped
 from spectrolib.dictionaries import autoencoders
 from spectrolib.dictionaries.windows import measured_windows, probe_windows, token_rows
 from spectrolib.model.loading import load_model

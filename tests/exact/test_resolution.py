@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from spectrobook import purity
 
+from spectrobook import purity
 from spectrolib import modes
 from spectrolib.estimator import ResolvedSums
 from spectrolib.exact import enumerable, quadratic, resolution, toys

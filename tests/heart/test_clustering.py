@@ -8,9 +8,9 @@ import pytest
 from graphs import from_networkx, random_graph, ring_of_cliques, shuffled
 from scipy.sparse import block_diag, csr_array
 from sklearn.metrics import adjusted_rand_score
-from spectrobook.clouds import Clouds, plant
 from threadpoolctl import threadpool_limits
 
+from spectrobook.clouds import Clouds, plant
 from spectrolib import clustering, graph, peeling
 from spectrolib.clustering import conductance, conductance_clusters
 

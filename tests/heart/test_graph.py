@@ -4,9 +4,9 @@ import faiss
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
-from spectrobook.clouds import Clouds, plant
 from threadpoolctl import threadpool_limits
 
+from spectrobook.clouds import Clouds, plant
 from spectrolib import graph
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from graphs import from_networkx, random_graph
 from sklearn.metrics import adjusted_rand_score
-from spectrobook.clouds import Clouds, plant
 
+from spectrobook.clouds import Clouds, plant
 from spectrolib import clustering, graph, peeling
 from spectrolib.clustering import conductance, conductance_clusters, exact_pagerank
 

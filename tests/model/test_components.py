@@ -8,8 +8,8 @@ from conftest import random_gpt_neox
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import put
-from spectrobook.making.neox import Architecture, initial_weights
 
+from spectrobook.making.neox import Architecture, initial_weights
 from spectrolib.model.components import Component, blocks, check, components, gather, size, split
 from spectrolib.model.loading import engine_of
 from spectrolib.model.shapes import Shape

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from spectrobook.making.neox import Architecture, initial_weights, window_losses
 
+from spectrobook.making.neox import Architecture, initial_weights, window_losses
 from spectrolib.model import loading
 from spectrolib.model.loading import LanguageModel, load_model, load_weights
 from spectrolib.text.corpus import BUNDLED, bundled_windows

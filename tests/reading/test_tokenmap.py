@@ -12,8 +12,8 @@ import pagechecks
 import pytest
 import xarray as xr
 from matplotlib.colors import to_rgba
-from spectrobook import figures
 
+from spectrobook import figures
 from spectrolib import graph
 from spectrolib.clustering import Clustering
 from spectrolib.reading import marks, tokenmap

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from measuring import Inline, files, odd_plan, plan
-from spectrobook import scale
-from spectrobook.making.neox import Architecture, initial_weights
 from torch.utils.flop_counter import FlopCounterMode
 
+from spectrobook import scale
+from spectrobook.making.neox import Architecture, initial_weights
 from spectrolib.estimator import CovarianceSums
 from spectrolib.model import shapes
 from spectrolib.model.engine import Engine

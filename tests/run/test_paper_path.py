@@ -24,9 +24,9 @@ from conftest import random_gpt_neox
 from measuring import SETTINGS, Inline, files
 from safetensors.torch import save_file
 from sklearn.metrics import f1_score
-from spectrobook.making.neox import Architecture, initial_weights
 from typer.testing import CliRunner
 
+from spectrobook.making.neox import Architecture, initial_weights
 from spectrolib import cli
 from spectrolib.dictionaries import matching
 from spectrolib.model import shapes

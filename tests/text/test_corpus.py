@@ -6,8 +6,8 @@ import lzma
 
 import numpy as np
 import pytest
-from spectrobook.making.training import train_tokenizer
 
+from spectrobook.making.training import train_tokenizer
 from spectrolib.text import corpus
 from spectrolib.text.corpus import Document, Windows, windows_from_documents
 

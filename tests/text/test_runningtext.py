@@ -5,8 +5,8 @@ import dataclasses
 import cardmaking
 import numpy as np
 import pytest
-from spectrobook import shipped
 
+from spectrobook import shipped
 from spectrolib.text.runningtext import FAMILIES, running_text, token_bytes, token_class
 
 TEXT = "naïve «Ж» 𝒳 = 'привет'\n    return 数\t<b>\r\n"

@@ -9,8 +9,8 @@ import pytest
 from efficiency.grid import COMPONENTS, cells
 from efficiency.report import plain_numbers, report, run_rows
 from efficiency.runs import Work
-from spectrobook import DATA
 
+from spectrobook import DATA
 from spectrolib.estimator import CovarianceSums
 from spectrolib.model.shapes import Shape
 from spectrolib.run.store import ComponentRecord, RunFolder

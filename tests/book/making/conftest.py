@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import measuring
 import pytest
+from trainings import SETTINGS, text
+
 from spectrobook.making import registry
 from spectrobook.making.installed import Corpus
 from spectrobook.making.training import train
-from trainings import SETTINGS, text
-
 from spectrolib.run import measure as carrying_out
 from spectrolib.run import profiles
 from spectrolib.text.corpus import Document

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+
 from spectrobook import shipped
 from spectrobook.making import autoencoders as making
-
 from spectrolib import load_model
 from spectrolib.dictionaries import autoencoders, formats
 from spectrolib.dictionaries.autoencoders import Recipe, health

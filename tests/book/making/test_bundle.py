@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from trainings import MICRO
+
 from spectrobook.making.bundle import sample
 from spectrobook.making.neox import window_losses
-from trainings import MICRO
 
 
 def test_the_folder_is_a_model_folder(finished):

@@ -3,7 +3,6 @@
 import json
 
 from spectrobook.making import steps
-
 from spectrolib.run import store
 
 

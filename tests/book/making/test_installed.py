@@ -4,9 +4,9 @@ import random
 import re
 
 import pytest
+
 from spectrobook.making import installed
 from spectrobook.making.installed import DOMAINS, installed_corpus, split_of
-
 from spectrolib.text.corpus import Document
 
 SOURCE = '''"""Module prose, long enough to count as a paragraph of English for the corpus."""

@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from spectrobook.making.neox import hidden_states, initial_weights, total_loss, window_losses
 from trainings import MICRO
+
+from spectrobook.making.neox import hidden_states, initial_weights, total_loss, window_losses
 
 
 def random_weights(shape=MICRO, seed=0, scale=0.3):

@@ -1,6 +1,7 @@
 """Muon and AdamW: singular values, steps, states."""
 
 import torch
+
 from spectrobook.making.optimiser import orthogonalise
 
 

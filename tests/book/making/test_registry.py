@@ -8,14 +8,14 @@ import subprocess
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
 from spectrobook import directions, shipped
 from spectrobook.__main__ import app
 from spectrobook.making import registry, settings, steps, training
 from spectrobook.making.installed import Corpus
 from spectrobook.making.neox import Architecture
 from spectrobook.making.registry import ENTRIES, ROOT
-from typer.testing import CliRunner
-
 from spectrolib.reading import tokenmap
 from spectrolib.run import store
 from spectrolib.run.measure import WorkerDied

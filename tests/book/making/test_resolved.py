@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+
 from spectrobook import DATA
 from spectrobook.making import resolved
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
 from spectrobook.__main__ import app
 from spectrobook.making import steps
 from spectrobook.making.registry import ENTRIES, Entry
-from typer.testing import CliRunner
 
 
 def spectrobook(*arguments) -> tuple[int, str, str]:

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from trainings import SETTINGS, text
+
 from spectrobook.making import training
 from spectrobook.making.installed import Corpus
 from spectrobook.making.training import step_windows, train, train_tokenizer
-from trainings import SETTINGS, text
-
 from spectrolib.text.corpus import Document, encode
 
 
