@@ -49,6 +49,7 @@ _ROOM = {
     "pagerank": "pagerank",
     "posterior": "posterior",
     "profiles": "run.profiles",
+    "resolved": "run.resolved",
     "rules": "reading.rules",
     "store": "run.store",
     "tokenmap": "reading.tokenmap",

@@ -172,3 +172,39 @@ def test_the_defaults_are_those_of_the_library():
     for name in ("max_size", "barrier"):
         assert offered[name].default == getattr(peeling.Options, name)
     assert offered["min_size"].default is None and peeling.Options.min_size == 20  # its own for each kind of rows
+
+
+def test_resolved_rows_are_the_default_where_there_are_channels(tmp_path):
+    """From gradients to clusters that come back, cards and a map, by the commands alone."""
+    from typer.testing import CliRunner
+
+    from spectrolib import cli
+
+    def command(*arguments) -> str:
+        done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        assert done.exit_code == 0, (arguments, done.output, done.exception)
+        return " ".join(done.stdout.split())
+
+    out = tmp_path / "run"
+    measured = command(
+        "measure", "--profile", "smoke", "--first-order", "--channels", 512, "--out", out, "--workers", 1
+    )
+    assert "a gradient of every token, no chains" in measured and "1,024 channels" in measured
+    words = command("cluster", out, "--repeats", 3)
+    assert "come back" in words and "1,024 channels" in words
+    found, summary = store.open_clusters(out), json.loads((out / "clusters.json").read_text())
+    assert summary["settings"]["rows"] == "resolved" and summary["share"] == found.share.tolist()
+    assert len(found.share) == len(found.sizes) > 0 and (found.share >= 0.5).all()
+    command("cards", out)
+    cards = json.loads((out / "cards.json").read_text())["cards"]
+    assert [card["share"] for card in cards] == found.share.tolist()
+    assert all(card["loss"] >= 0 and card["length"] > 0 for card in cards)
+    assert "came back in" in (out / "catalogue.html").read_text()
+    assert "gradients" in command("info", out) or "1 of 1 tasks are done" in command("info", out)
+    paper = command("cluster", out, "--rows", "paper", "--k", 15, "--min-size", 10)
+    assert "channels" not in paper and store.open_clusters(out).share is None
+
+
+def test_resolved_rows_refuse_what_has_no_meaning_for_them(run):
+    assert "no resolved rows: measure with --channels" in spectro(run, "--rows", "resolved")[2]
+    assert "not whitened" in spectro(run, "--rows", "resolved", "--whiten")[2]
