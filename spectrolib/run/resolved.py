@@ -44,6 +44,7 @@ def labelled(names: Sequence[str], halves: Sequence[Sequence[ndarray]]) -> dict[
 
     Args:
         halves: for each half the rows (tokens, channels) of each component, which come to unit length here, on average.
+            Those of a component that moves no loss stay zero.
     """
     most = [max(half[i].shape[1] for half in halves) for i in range(len(names))]
     ends = np.cumsum([0, *most])
@@ -51,7 +52,7 @@ def labelled(names: Sequence[str], halves: Sequence[Sequence[ndarray]]) -> dict[
     scale = np.empty((len(halves), len(names)))
     for h, half in enumerate(halves):
         for i, (name, own) in enumerate(zip(names, half, strict=True)):
-            unit, scale[h, i] = unit_length(name, own)
+            unit, scale[h, i] = unit_length(name, own) if np.any(own) else (own, 0.0)
             rows[h, :, ends[i] : ends[i] + own.shape[1]] = unit
     return {
         "resolved": (("half", "token", "channel"), rows),

@@ -84,3 +84,9 @@ def test_rows_of_some_components_and_halves():
         rows_of(result, halves=[2])
     with pytest.raises(ValueError, match="no channels of c: it has a, b"):
         rows_of(result, ["c"])
+
+
+def test_a_component_that_moves_no_loss_keeps_rows_of_zeros():
+    held = labelled(["a", "b"], [[np.zeros((4, 2)), np.ones((4, 3))]])
+    rows, scale = held["resolved"][1], held["resolved_scale"][1]
+    assert scale[0, 0] == 0 and not rows[0, :, :2].any() and np.isfinite(rows).all()

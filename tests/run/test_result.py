@@ -131,7 +131,7 @@ def test_putting_a_result_together_takes_as_much_memory_for_many_chains_as_for_f
     monkeypatch.setattr(room, "_start_losses", lambda odd_plan: np.zeros(6 * 1500, dtype=np.float32))
     peaks, size, probe = {}, 0, measuring.windows(2, 1500, length=7)
     for chains in (2, 6):
-        job = odd_plan(odd_folder, probe=probe, components=(), tokens_per_pass=None, shards=2)
+        job = odd_plan(odd_folder, probe=probe, components=(), tokens_per_pass=None, shards=2, channels=0)
         job = replace(job, settings=replace(job.settings, chains=chains))
         run, rng = RunFolder(tmp_path / f"{chains}", job.manifest()), np.random.default_rng(0)
         for task in job.tasks:

