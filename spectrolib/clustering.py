@@ -444,7 +444,7 @@ def overlaps(
 
 def _matches(labels: Sequence[Int[ndarray, " n"]]) -> list[list[list[tuple[int, int]]]]:
     """For each cluster of each repetition the clusters that it comes back as, itself included."""
-    found = [[[] for _ in range(int(own.max(initial=-1)) + 1)] for own in labels]
+    found: list[list[list[tuple[int, int]]]] = [[[] for _ in range(int(own.max(initial=-1)) + 1)] for own in labels]
     for i, first in enumerate(labels):
         for j, second in enumerate(labels):
             table = overlaps(first, second).tocoo()

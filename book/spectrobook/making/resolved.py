@@ -126,7 +126,7 @@ def ladder(draws, first) -> list[dict]:
     most = int((owner == owner[0]).sum())
     for count in (n for n in (4, 8, 16, 32, 64) if n <= most):
         add(f"{count} draws", [unit(thinned(x, owner, count)) for x in known])
-    own, tokens = first["channel_component"].values, sampled_tokens(first, draws)
+    own, tokens = first["channel_component"].values, among(first, draws, EVERY)
     for width in (4, 16, 64):
         rows = [unit(thinned(rows_of(first, halves=[h])[tokens], own, width)) for h in (0, 1)]
         add(f"first order, {width} numbers", rows)
@@ -135,12 +135,16 @@ def ladder(draws, first) -> list[dict]:
     return rungs
 
 
-def sampled_tokens(first, draws) -> Int[ndarray, " tokens"]:
-    """Where the tokens of one result stand in another that holds their windows too."""
+def among(first, part, step: int) -> Int[ndarray, " tokens"]:
+    """Where the tokens of a result stand in another that holds its windows, one of so many.
+
+    Raises:
+        ValueError: if the two are of other windows.
+    """
     length = int(first["position"].values.max())
-    windows = np.arange(0, first.sizes["token"] // length, EVERY)
+    windows = np.arange(0, first.sizes["token"] // length, step)
     rows = (windows[:, None] * length + np.arange(length)).ravel()
-    if not np.array_equal(first["token_id"].values[rows], draws["token_id"].values):
+    if not np.array_equal(first["token_id"].values[rows], part["token_id"].values):
         raise ValueError("the two measurements are of other windows")
     return rows
 
@@ -169,7 +173,7 @@ def controls(first, shuffled, model: LanguageModel, seed: int = 0) -> list[dict]
 
     ``within tokens`` says how far occurrences of one token fall apart in the same way.
     """
-    tokens = sampled_half(first, shuffled)
+    tokens = among(first, shuffled, EVERY // 2)
     ids = window_ids(first)[:: EVERY // 2]
     mine = [unit(rows_of(first, halves=[h])[tokens]) for h in (0, 1)]
     owner = first["channel_component"].values
@@ -209,16 +213,6 @@ def normal_like(rows: Float[ndarray, "tokens channels"], seed: int) -> Float[nda
     return mix @ centred / np.float32(np.sqrt(len(rows))) + rows.mean(axis=0)
 
 
-def sampled_half(first, shuffled) -> Int[ndarray, " tokens"]:
-    """Where the tokens of the shuffled control stand in the whole."""
-    length = int(first["position"].values.max())
-    windows = np.arange(0, first.sizes["token"] // length, EVERY // 2)
-    rows = (windows[:, None] * length + np.arange(length)).ravel()
-    if not np.array_equal(first["token_id"].values[rows], shuffled["token_id"].values):
-        raise ValueError("the two measurements are of other windows")
-    return rows
-
-
 def window_ids(result) -> Int[ndarray, "windows length"]:
     """The windows of a result, first tokens included."""
     length = int(result["position"].values.max())
@@ -231,7 +225,7 @@ def window_ids(result) -> Int[ndarray, "windows length"]:
 
 def halves(first, shuffled_result, workers: int | None = None) -> list[Clustering]:
     """Clusters that come back, of either half of the channels, on the tokens of the controls."""
-    tokens = sampled_half(first, shuffled_result)
+    tokens = among(first, shuffled_result, EVERY // 2)
     options = {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS, "workers": workers or available_cores()}
     return [stable_clusters(rows_of(first, halves=[half])[tokens], seed=half, **options) for half in (0, 1)]
 
