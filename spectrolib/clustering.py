@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import tempfile
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -165,7 +168,7 @@ def conductance_clusters(
     choice = seed_choice if seed_choice is not None else {"fast": "neighbourhood", "literal": "random"}[method]
     search = _Search(graph, options, peeling.fast if method == "fast" else peeling.literal, stop)
     finished = True
-    with _bar(graph.shape[0], progress) as advance:
+    with _bar(graph.shape[0], "{} clusters", progress) as advance:
         try:
             search.run(_seed_order(choice, graph.shape[0], seed), advance)
         except KeyboardInterrupt:
@@ -262,16 +265,21 @@ def check(options: Options, method: str, stop: float = STOP) -> None:
 
 
 @contextmanager
-def _bar(n: int, visible: bool) -> Iterator:
-    """A bar over tokens that are settled, in a terminal."""
+def _bar(n: int, words: str, visible: bool, steady: bool = False) -> Iterator:
+    """A bar in a terminal, over so many tokens or repetitions; ``words`` say how many were found.
+
+    Where each of them takes as long as another (``steady``), it says how long is left.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True, force_jupyter=False)
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeElapsedColumn()
-    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as bar:
-        task = bar.add_task("no cluster yet", total=n)
-        yield lambda settled, found: bar.update(task, completed=settled, description=f"{found} clusters")
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")]
+    columns += [TimeElapsedColumn(), *((TextColumn("left"), TimeRemainingColumn()) if steady else ())]
+    hidden = not (visible and console.is_terminal)
+    with Progress(*columns, console=console, disable=hidden, speed_estimate_period=600) as bar:
+        task = bar.add_task(words.format(0), total=n)
+        yield lambda done, found: bar.update(task, completed=done, description=words.format(found))
 
 
 class Certificate(NamedTuple):
@@ -365,7 +373,8 @@ def stable_clusters(
         quiet: rows shorter than this part of the root mean square length are left out: a token that no draw moves has
             no direction to compare, and all such tokens would be neighbours.
         seed: of the channels, and of the search.
-        workers: processes; the result is the same for any number.
+        workers: processes; the result is the same for any number. Ctrl-C ends them within seconds, and leaves what the
+            repetitions that were finished agree on, if there are two.
         progress: show a bar on a terminal.
         options: of `conductance_clusters`.
 
@@ -394,10 +403,20 @@ def stable_clusters(
     rngs = [np.random.default_rng([seed, repeat]) for repeat in range(repeats)]
     chosen = [np.sort(rng.choice(unit.shape[1], count, replace=False)) for rng in rngs]
     run = functools.partial(_repetition, k=k, options={"min_size": min_size, "seed": seed, **options})
-    with _bar(repeats, progress) as advance:
-        found = list(_each(run, [unit[:, some] for some in chosen], workers, advance))
+    found: list[Clustering] = []
+    bar, searches = _bar(repeats, "{} repetitions", progress, steady=True), _each(run, unit, chosen, workers)
+    with bar as advance, closing(searches):
+        try:
+            for one in searches:
+                if not one.finished:
+                    raise KeyboardInterrupt
+                found.append(one)
+                advance(len(found), len(found))
+        except KeyboardInterrupt:
+            if len(found) < 2:
+                raise
     agreed = _agreement([one.labels for one in found], least, min_size)
-    return _published(agreed, found, loud, len(rows))
+    return replace(_published(agreed, found, loud, len(rows)), finished=len(found) == repeats)
 
 
 def _repetition(rows: Float[ndarray, "n d"], k: int, options: Mapping) -> Clustering:
@@ -406,17 +425,35 @@ def _repetition(rows: Float[ndarray, "n d"], k: int, options: Mapping) -> Cluste
     return conductance_clusters(knn_graph(unit, k=k, symmetrise="mutual"), **options)
 
 
-def _each(run, parts: Sequence, workers: int, advance) -> Iterator[Clustering]:
-    """The results of all parts in order, by so many processes."""
+def _each(run, rows: Float[ndarray, "n d"], chosen: Sequence[ndarray], workers: int) -> Generator[Clustering]:
+    """What each choice of channels gives, in order, by so many processes, which read the rows from one file."""
     if workers == 1:
-        for done, part in enumerate(parts, 1):
-            yield run(part)
-            advance(done, 0)
+        yield from (run(rows[:, some]) for some in chosen)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done, result in enumerate(pool.map(run, parts), 1):
-            yield result
-            advance(done, 0)
+    others = set(multiprocessing.active_children())
+    spawn = multiprocessing.get_context("spawn")
+    count = min(workers, len(chosen))
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(count, spawn, _one_of_many) as pool:
+        file = Path(folder) / "rows.npy"
+        np.save(file, rows)
+        try:
+            yield from pool.map(functools.partial(_from_file, run, file), chosen)
+        except BaseException:  # Ctrl-C above all: nobody waits for what is begun
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
+
+
+def _one_of_many() -> None:
+    """A process of several uses one core, and leaves it to its parent what Ctrl-C means."""
+    import faiss
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faiss.omp_set_num_threads(1)
+
+
+def _from_file(run, file: Path, some: Int[ndarray, " channels"]) -> Clustering:
+    return run(np.load(file, mmap_mode="r")[:, some])
 
 
 class _Agreed(NamedTuple):
@@ -510,7 +547,6 @@ def _published(agreed: _Agreed, found: Sequence[Clustering], loud: Int[ndarray, 
         order=np.array(order, dtype=np.int64),
         why=why,
         seeds_tried=sum(one.seeds_tried for one in found),
-        finished=all(one.finished for one in found),
         share=np.array([agreed.share[i] for i in order]),
         support=support,
     )

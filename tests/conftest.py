@@ -30,6 +30,8 @@ TINY = dict(
     max_position_embeddings=64,
     tie_word_embeddings=False,
 )
+TINY_CONFIG = {"model_type": "gpt_neox", "hidden_act": "gelu", **TINY}
+"""The same as its file on disk says it."""
 
 
 def random_gpt_neox(seed: int = 0, spread: float = 0.25, **changes) -> GPTNeoXForCausalLM:
@@ -54,6 +56,21 @@ def tiny_model(tiny_gpt_neox):
     from spectrolib.model.loading import LanguageModel  # here, since the hook above comes first
 
     return LanguageModel(tiny_gpt_neox, None, "tiny")
+
+
+@pytest.fixture(scope="session")
+def bundled():
+    """The model that ships with the library."""
+    from spectrolib.model.loading import load_model
+
+    return load_model("bundled", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def bundled_engine(bundled):
+    from spectrolib.model.loading import engine_of
+
+    return engine_of(bundled)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,9 @@ import networkx as nx
 import numpy as np
 from scipy.sparse import csr_array
 
+LITERAL = {"method": "literal", "alpha": 0.01, "tol": 1e-5}
+"""At alpha = 0.001 and tol = 1e-7 the literal search would take minutes."""
+
 
 def random_graph(seed: int, n: int = 24, weighted: bool = True) -> csr_array:
     """A ring with random chords: connected, with weights of different size."""

@@ -87,15 +87,20 @@ def cluster(
 def _resolved(run: Path, result, settings: dict, options: dict) -> dict:
     """Clusters of resolved rows that come back, written; the summary."""
     import time
+    from concurrent.futures.process import BrokenProcessPool
 
     from .. import clustering
+    from ..run.measure import WorkerDied
     from ..run.resolved import rows_of
     from ..run.store import save_clusters
     from ..run.workers import available_cores
 
     begin, rows = time.perf_counter(), rows_of(result)
     shape = {name: settings[name] for name in ("k", "repeats", "quiet")}
-    found = clustering.stable_clusters(rows, **shape, **options, workers=available_cores(), progress=True)
+    try:
+        found = clustering.stable_clusters(rows, **shape, **options, workers=available_cores(), progress=True)
+    except BrokenProcessPool:
+        raise WorkerDied("a process of the search was killed from outside, for lack of memory perhaps") from None
     summary = {
         "run": str(run),
         "tokens": len(rows),
@@ -154,7 +159,7 @@ def _clusters_in_words(summary: dict, run: Path) -> dict[str, str]:
         words["sizes"] = f"median {statistics.median(sizes):g}: {shown}"
         words["conductance"] = f"median {statistics.median(cuts):.3f} ({min(cuts):.3f} to {max(cuts):.3f})"
     if sizes and "share" in summary:
-        share, repeats = summary["share"], settings["repeats"]
+        share, repeats = summary["share"], settings["repeats"] if summary["finished"] else "the finished"
         words["come back"] = (
             f"in {statistics.mean(share):.0%} of {repeats} repetitions on average; {sum(s == 1 for s in share)} in all"
         )

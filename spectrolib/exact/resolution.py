@@ -66,7 +66,7 @@ def kernel_error(kernel: Float[ndarray, "tokens tokens"], draws: int | Int[ndarr
     """Root mean square of |K̂ - K| / |K| for the kernel of so many independent normal draws: √((1 + d) / draws).
 
     With f normal, Var(f f') = K_ll K_l'l' + K_ll'². Summed over all pairs that is (tr K)² + |K|², so d is the effective
-    dimension. A sketch that folds any number of draws into so many channels (`resolved.ResolvedSums`) has the same
+    dimension. A sketch that folds any number of draws into so many channels (`estimator.ResolvedSums`) has the same
     error: what folding adds makes up for what the further draws remove.
     """
     return np.sqrt((1 + effective_dimension(kernel)) / np.asarray(draws))

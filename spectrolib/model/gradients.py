@@ -86,9 +86,10 @@ class Sketch:
         sizes = [len(range(*part.indices(size))) for part, size in zip(index, weight.shape, strict=True)]
         if transposed and weight.ndim == 2:
             index, sizes = index[::-1], sizes[::-1]
-        signs = lambda rows, columns, what: random_signs(  # noqa: E731
-            rows, columns, *seed, block.parameter, str(block.index), what, like=weight
-        )
+
+        def signs(rows: int, columns: int, what: str) -> Tensor:
+            return random_signs(rows, columns, *seed, block.parameter, str(block.index), what, like=weight)
+
         names = ("outputs", "inputs")[: weight.ndim]
         reduce = [signs(n, REDUCED, name) if n > SIDE else None for n, name in zip(sizes, names, strict=True)]
         self.sides = [Side(*side) for side in zip(index, reduce, strict=True)]
@@ -251,12 +252,9 @@ class TokenGradients:
         """∇l · ∇L over one block."""
         if name not in ("embed", "unembed"):
             slope, own = back.slopes[_matrix(block)], _only(block, mean)
-            along = (
-                own
-                if own.ndim == 1
-                else back.read[_matrix(block)] @ (own if self.engine.shape.where.transposed else own.T)
-            )
-            return (slope * along).sum(dim=(1, 2))
+            if own.ndim == 2:
+                own = back.read[_matrix(block)] @ (own if self.engine.shape.where.transposed else own.T)
+            return (slope * own).sum(dim=(1, 2))
         total = back.hidden.new_zeros(len(back.hidden))
         if name == "embed":
             total += (back.start * mean[back.ids]).sum(dim=(1, 2))

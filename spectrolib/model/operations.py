@@ -51,7 +51,7 @@ def gradient_operations(shape: Shape, time: int, width: int, halves: int = 2, ta
     does; a forward pass serves ``targets`` tokens. Then the sketches of all weights, long sides left out of account.
     """
     body = shape.layers * layer_operations(shape, time)
-    sketches = 2 * width * halves * shape.layers * (body / shape.layers / 2 if shape.layers else 0)
+    sketches = width * halves * body  # two for each weight and number, and a layer has two for each of its weights
     return (2 + 1 / targets) * body * (time + 1) / 2 + sketches + 4 * shape.width * shape.vocabulary
 
 

@@ -69,9 +69,9 @@ def measure(
     """
     check_executor(executor, workers)
     plan = fitted(plan, out, memory)
-    kept = None if bank is None else str(open_bank(bank, plan).path.resolve())
     if bank is not None and plan.first_order:
         raise ValueError("a measurement to first order makes no draws that a bank could keep: leave the bank out")
+    kept = None if bank is None else str(open_bank(bank, plan).path.resolve())
     run = RunFolder(out, plan.manifest())
     left = plan.left(run.finished())
     if left:

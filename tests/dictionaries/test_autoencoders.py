@@ -9,22 +9,10 @@ import torch.nn.functional as F
 from autoencoding import random_autoencoder
 from scipy.sparse import csr_array
 
-from spectrolib import load_model
 from spectrolib.dictionaries import autoencoders
 from spectrolib.dictionaries.autoencoders import Autoencoder, Recipe, activations, health, match, train
 from spectrolib.dictionaries.formats import load
-from spectrolib.model.loading import engine_of
 from spectrolib.text.corpus import bundled_windows
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_model("bundled", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    return engine_of(model)
 
 
 @pytest.mark.parametrize("k", [1, 5, 40, None])
@@ -117,18 +105,18 @@ def lossless(width: int, site: str) -> Autoencoder:
 
 
 @pytest.mark.parametrize("site", ["embed", "l0 residual", "l5 residual", "l2 attention", "l4 mlp"])
-def test_health_of_what_loses_nothing_and_of_what_loses_all(engine, site):
+def test_health_of_what_loses_nothing_and_of_what_loses_all(bundled_engine, site):
     windows = bundled_windows("heldout").take(slice(0, 480, 80)).cut(65)
     whole = lossless(128, site)
-    good = health(whole, engine, windows)
-    assert good.loss == pytest.approx(float(engine.losses(windows).mean()), rel=1e-5)
+    good = health(whole, bundled_engine, windows)
+    assert good.loss == pytest.approx(float(bundled_engine.losses(windows).mean()), rel=1e-5)
     assert good.spliced_loss == pytest.approx(good.loss, rel=1e-4)
     assert good.explained_variance == pytest.approx(1) and good.recovered == pytest.approx(1, abs=1e-3)
     assert good.mean_loss > good.loss and good.dead < 0.1
-    x = activations(engine, windows.ids[:, :-1], site).reshape(-1, 128)
+    x = activations(bundled_engine, windows.ids[:, :-1], site).reshape(-1, 128)
     mean = torch.from_numpy(x.mean(axis=0))
     silent = replace(whole, encoder_bias=torch.full((256,), -1e9), bias=mean)
-    bad = health(silent, engine, windows)
+    bad = health(silent, bundled_engine, windows)
     assert bad.explained_variance == pytest.approx(0, abs=1e-5) and bad.recovered == pytest.approx(0, abs=1e-3)
     assert bad.dead == 1 and bad.active == 0
     assert sum(bad.summary()["density_counts"]) == 0 and sum(good.summary()["density_counts"]) == round(
@@ -136,7 +124,7 @@ def test_health_of_what_loses_nothing_and_of_what_loses_all(engine, site):
     )
 
 
-def test_a_splice_is_what_a_hook_on_transformers_does(model, engine):
+def test_a_splice_is_what_a_hook_on_transformers_does(bundled, bundled_engine):
     """Loss with the reconstruction, computed by replacing the layer's output in the reference model."""
     windows = bundled_windows("heldout").take(slice(0, 480, 120)).cut(65)
     sae = load("bundled/l3mlp-512-k16")
@@ -145,14 +133,14 @@ def test_a_splice_is_what_a_hook_on_transformers_does(model, engine):
     def put(module, inputs, output):
         return torch.from_numpy(sae.reconstruct(output.flatten(0, 1).numpy())).float().view_as(output)
 
-    hook = model.model.gpt_neox.layers[3].mlp.register_forward_hook(put)
+    hook = bundled.model.gpt_neox.layers[3].mlp.register_forward_hook(put)
     with torch.no_grad():
-        logits = model.model(ids[:, :-1]).logits
+        logits = bundled.model(ids[:, :-1]).logits
     hook.remove()
     reference = float(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
-    assert health(sae, engine, windows).spliced_loss == pytest.approx(reference, rel=1e-4)
+    assert health(sae, bundled_engine, windows).spliced_loss == pytest.approx(reference, rel=1e-4)
 
 
-def test_neurons_cannot_be_spliced(engine):
+def test_neurons_cannot_be_spliced(bundled_engine):
     with pytest.raises(ValueError, match="cannot be spliced"):
-        health(lossless(512, "l3 neurons"), engine, bundled_windows("heldout").take(slice(0, 2)))
+        health(lossless(512, "l3 neurons"), bundled_engine, bundled_windows("heldout").take(slice(0, 2)))

@@ -1,22 +1,21 @@
 """Clusters: on graphs whose clusters are known, certified, kept in files."""
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import networkx as nx
 import numpy as np
 import pytest
-from graphs import from_networkx, random_graph, ring_of_cliques, shuffled
+from graphs import LITERAL, from_networkx, random_graph, ring_of_cliques, shuffled
 from scipy.sparse import block_diag, csr_array
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
-from spectrobook.clouds import Clouds, plant
-from spectrolib import clustering, graph, peeling
+from spectrolib import clustering, peeling
 from spectrolib.clustering import conductance, conductance_clusters
-
-LITERAL = {"method": "literal", "alpha": 0.01, "tol": 1e-5}
-"""At alpha = 0.001 and tol = 1e-7 these tests would take minutes."""
-
 
 BARE = {**LITERAL, "alpha": 0.001, "half_volume": False, "max_size": 10**6, "barrier": 1}
 
@@ -53,18 +52,6 @@ def test_stochastic_block_model():
     assert adjusted_rand_score(block, found.labels) > 0.9
     np.testing.assert_array_equal(found.main_body, found.why == "main body")
     assert found.main_body[block < 0].mean() > 0.9
-
-
-@pytest.fixture(scope="module")
-def planted():
-    """1200 rows, six clusters of 20 to 150, and their mutual graph."""
-    clouds = plant(Clouds(tokens=1200, clusters=6, largest=150, hubs=12), seed=1)
-    return clouds, graph.knn_graph(clouds.vectors, symmetrise="mutual")
-
-
-@pytest.fixture(scope="module")
-def found(planted) -> clustering.Clustering:
-    return conductance_clusters(planted[1])
 
 
 def test_planted_clusters_in_a_main_body(planted, found):
@@ -247,6 +234,57 @@ def test_any_number_of_processes_gives_the_same_clusters():
     one, two = (clustering.stable_clusters(rows, k=10, repeats=3, workers=workers) for workers in (1, 2))
     for name in ("labels", "share", "support", "conductance", "seeds", "why"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_ctrl_c_keeps_what_the_finished_repetitions_agree_on(monkeypatch):
+    _, rows = groups(noise=0.3, channels=120)
+    count, search = [], clustering.conductance_clusters
+
+    def stopped(*arguments, **options):
+        count.append(1)
+        found = search(*arguments, **options)
+        return replace(found, finished=len(count) <= stop)  # as one does that Ctrl-C met
+
+    monkeypatch.setattr(clustering, "conductance_clusters", stopped)
+    stop = 3
+    found = clustering.stable_clusters(rows, k=10, repeats=6)
+    assert len(count) == 4 and not found.finished and len(found.sizes) >= 4
+    np.testing.assert_allclose(found.share * 3, np.round(found.share * 3))
+    count.clear()
+    stop = 1
+    with pytest.raises(KeyboardInterrupt):
+        clustering.stable_clusters(rows, k=10, repeats=6)
+    assert len(count) == 2
+
+
+SLOW = """
+import time
+import numpy as np
+from spectrolib import clustering
+
+def slow(*arguments, **options):
+    print("begun", flush=True)
+    time.sleep(600)
+
+clustering.conductance_clusters = slow
+if __name__ == "__main__":
+    rows = np.random.default_rng(0).normal(size=(60, 30))
+    clustering.stable_clusters(rows, k=10, repeats=4, workers=2)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of another kind")
+def test_ctrl_c_ends_processes_at_once(tmp_path):
+    program = tmp_path / "slow.py"
+    program.write_text(SLOW)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, program], **options) as process:
+        assert process.stdout.readline() == "begun\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, error = process.communicate(timeout=30)
+    assert error.count("Traceback") == 1 and error.rstrip().endswith("KeyboardInterrupt")
+    with pytest.raises(ProcessLookupError):  # nobody is left
+        os.killpg(process.pid, 0)
 
 
 def test_overlaps_are_jaccard_indices():

@@ -3,27 +3,12 @@
 import networkx as nx
 import numpy as np
 import pytest
-from graphs import from_networkx, random_graph
+from graphs import LITERAL, from_networkx, random_graph
 from sklearn.metrics import adjusted_rand_score
 
 from spectrobook.clouds import Clouds, plant
-from spectrolib import clustering, graph, peeling
+from spectrolib import graph, peeling
 from spectrolib.clustering import conductance, conductance_clusters, exact_pagerank
-
-LITERAL = {"method": "literal", "alpha": 0.01, "tol": 1e-5}
-"""At alpha = 0.001 and tol = 1e-7 these tests would take minutes."""
-
-
-@pytest.fixture(scope="module")
-def planted():
-    """1200 rows, six clusters of 20 to 150, and their mutual graph."""
-    clouds = plant(Clouds(tokens=1200, clusters=6, largest=150, hubs=12), seed=1)
-    return clouds, graph.knn_graph(clouds.vectors, symmetrise="mutual")
-
-
-@pytest.fixture(scope="module")
-def found(planted) -> clustering.Clustering:
-    return conductance_clusters(planted[1])
 
 
 def test_fast_and_literal_agree_on_an_easy_table():

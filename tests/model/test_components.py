@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import random_gpt_neox
+from conftest import TINY_CONFIG, random_gpt_neox
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import put
@@ -13,16 +13,6 @@ from spectrobook.making.neox import Architecture, initial_weights
 from spectrolib.model.components import Component, blocks, check, components, gather, size, split
 from spectrolib.model.loading import engine_of
 from spectrolib.model.shapes import Shape
-
-CONFIG = {
-    "model_type": "gpt_neox",
-    "vocab_size": 53,
-    "hidden_size": 30,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 44,
-    "hidden_act": "gelu",
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +31,7 @@ def ownership(engine, names):
 
 @pytest.mark.parametrize("width, mlp, vocabulary", [(128, 512, 50304), (128, 512, 4096), (24, 7, 11)])
 def test_a_6_by_4_model_has_32_components(width, mlp, vocabulary):
-    config = {**CONFIG, "num_hidden_layers": 6, "num_attention_heads": 4}
+    config = {**TINY_CONFIG, "num_hidden_layers": 6, "num_attention_heads": 4}
     config |= {"hidden_size": width, "intermediate_size": mlp, "vocab_size": vocabulary}
     names = components(config)
     assert len(names) == len(set(names)) == 32
@@ -55,7 +45,7 @@ def test_a_6_by_4_model_has_32_components(width, mlp, vocabulary):
     ids=["14M", "31M and 70M", "160M", "410M and 1.4B", "1B"],
 )
 def test_component_counts_of_the_pythia_models(layers, heads, count):
-    config = {**CONFIG, "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 8 * heads}
+    config = {**TINY_CONFIG, "num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 8 * heads}
     assert len(components(config)) == count
 
 
@@ -166,7 +156,7 @@ def test_split_keeps_the_graph(engine):
 
 @given(st.text(max_size=8))
 def test_unknown_components_are_refused(name):
-    shape = Shape.from_config(CONFIG)
+    shape = Shape.from_config(TINY_CONFIG)
     known = {*components(shape), "full"}
     if name in known:
         check(name, shape)
@@ -178,7 +168,7 @@ def test_unknown_components_are_refused(name):
 @pytest.mark.parametrize("name", ["l2h0", "l0h3", "l2 mlp", "L0H0", "l0mlp", "l00h0", "embed ", "", "l-1h0"])
 def test_near_misses_are_refused_with_what_there_is(name):
     with pytest.raises(ValueError, match=r"unknown component .* l0h0 to l1h2, MLPs 'l0 mlp' to 'l1 mlp'"):
-        check(name, Shape.from_config(CONFIG))
+        check(name, Shape.from_config(TINY_CONFIG))
 
 
 SMALL = Architecture(layers=2, heads=4, width=64, mlp=256, vocabulary=400)

@@ -1,19 +1,10 @@
 """Shapes: what configurations say, what is refused."""
 
 import pytest
+from conftest import TINY_CONFIG
 
 from spectrolib.model.components import components
 from spectrolib.model.shapes import Shape
-
-CONFIG = {
-    "model_type": "gpt_neox",
-    "vocab_size": 53,
-    "hidden_size": 30,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 44,
-    "hidden_act": "gelu",
-}
 
 
 @pytest.mark.parametrize(
@@ -28,11 +19,11 @@ CONFIG = {
 )
 def test_models_the_engine_cannot_run_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        components({**CONFIG, **change})
+        components({**TINY_CONFIG, **change})
 
 
 def test_configs_of_transformers_4_and_5_mean_the_same():
-    old = {**CONFIG, "rotary_pct": 0.5, "rotary_emb_base": 5000}
-    new = {**CONFIG, "rope_parameters": {"rope_theta": 5000, "partial_rotary_factor": 0.5, "rope_type": "default"}}
+    old = {**TINY_CONFIG, "rotary_pct": 0.5, "rotary_emb_base": 5000}
+    new = {**TINY_CONFIG, "rope_parameters": {"rope_theta": 5000, "partial_rotary_factor": 0.5, "rope_type": "default"}}
     assert Shape.from_config(old) == Shape.from_config(new)
     assert Shape.from_config(old).rotary == 5

@@ -5,14 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spectrolib.model.loading import load_model
 from spectrolib.run.plan import Plan, profile_windows
 from spectrolib.run.profiles import BOOK, PAPER, PROFILES, SMOKE, get
-
-
-@pytest.fixture(scope="module")
-def bundled():
-    return load_model("bundled")
 
 
 def test_profiles_go_by_name():

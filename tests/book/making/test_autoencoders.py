@@ -7,31 +7,19 @@ import torch
 
 from spectrobook import shipped
 from spectrobook.making import autoencoders as making
-from spectrolib import load_model
 from spectrolib.dictionaries import autoencoders, formats
 from spectrolib.dictionaries.autoencoders import Recipe, health
 from spectrolib.dictionaries.formats import load
-from spectrolib.model.loading import engine_of
 from spectrolib.text.corpus import bundled_windows
 
 
-@pytest.fixture(scope="module")
-def model():
-    return load_model("bundled", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def engine(model):
-    return engine_of(model)
-
-
-def test_what_ships_is_what_the_recipes_say(model):
+def test_what_ships_is_what_the_recipes_say(bundled):
     cards = formats.shipped()
     assert list(cards) == sorted(f"bundled/{name}" for name, _, _ in making.SHIPPED)
     for name, site, recipe in making.SHIPPED:
         sae, card = load(f"bundled/{name}"), cards[f"bundled/{name}"]
         assert (sae.site, sae.features, sae.k) == (site, recipe.features, recipe.k)
-        assert card["recipe"] == json.loads(json.dumps(vars(recipe))) and card["model_hash"] == model.hash
+        assert card["recipe"] == json.loads(json.dumps(vars(recipe))) and card["model_hash"] == bundled.hash
         torch.testing.assert_close(sae.decoder.norm(dim=1), torch.ones(recipe.features), atol=2e-3, rtol=0)
     size = sum(file.stat().st_size for file in formats.FOLDER.rglob("*") if file.is_file())
     assert size < 4.2e6
@@ -39,10 +27,10 @@ def test_what_ships_is_what_the_recipes_say(model):
         load("bundled/l9")
 
 
-def test_the_card_has_the_health_of_the_file(engine):
+def test_the_card_has_the_health_of_the_file(bundled_engine):
     _, heldout = making.training_windows()
     sae = load("bundled/l3-512-k16")
-    found, written = health(sae, engine, heldout).summary(), sae.card["health"]
+    found, written = health(sae, bundled_engine, heldout).summary(), sae.card["health"]
     assert found["density_counts"] == pytest.approx(written["density_counts"], abs=3)
     for name in ("explained_variance", "loss", "spliced_loss", "recovered", "dead", "active"):
         assert found[name] == pytest.approx(written[name], rel=2e-3, abs=1e-3)
@@ -56,7 +44,7 @@ def test_text_for_training_and_for_health_is_no_probe():
     assert not set(text.document) & set(heldout.document)
 
 
-def test_making_them_again(tmp_path, monkeypatch, model, capsys):
+def test_making_them_again(tmp_path, monkeypatch, bundled, capsys):
     """The whole way, on little text."""
     windows = bundled_windows("sampling").take(slice(0, 16))
     monkeypatch.setattr(making, "training_windows", lambda: (windows, windows.take(slice(0, 2)).cut(33)))
