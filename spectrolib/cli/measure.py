@@ -64,6 +64,13 @@ def measure(
     executor: Annotated[
         str, typer.Option(help="local, or the address of a Dask scheduler, tcp://host:port.")
     ] = "local",
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="Compare the losses of a few tokens with transformers' first. By default for models but the bundled.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan and cost, and stop.")] = False,
 ) -> None:
     """Measure the susceptibility of every probe token for every component."""
@@ -93,7 +100,7 @@ def measure(
         if dry_run:
             return
         try:
-            result = carry_out(plan, out, executor=executor, workers=workers, bank=bank or None)
+            result = carry_out(plan, out, executor=executor, workers=workers, bank=bank or None, check=check)
         except KeyboardInterrupt:
             finished = finished_tasks(out)
             done = sum(map(len, finished.values()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ..posterior import Gradients, Settings
 from ..text.corpus import BUNDLED, bare_tokenizer
+from ..text.jsonfiles import Fields, check_fetched, read_json
 from .engine import Engine
 from .shapes import Shape, check_named, tensors
 
@@ -84,6 +86,9 @@ class LanguageModel:
         if self.path is not None:
             return {name: tensor.to(self.device) for name, tensor in load_weights(self.path)[1].items()}
         named = {_plain_name(name, self.shape): w.detach() for name, w in self.model.named_parameters()}
+        found = {name: (str(w.dtype).removeprefix("torch."), tuple(w.shape)) for name, w in named.items()}
+        _check_tensors(found, self.shape, f"model {self.name!r}")
+        _check_finite(named, f"model {self.name!r}")
         return {name: named[name] for name, _ in tensors(self.shape)}
 
     @cached_property
@@ -99,11 +104,23 @@ class LanguageModel:
     @cached_property
     def model(self) -> PreTrainedModel:
         """The transformers module, in evaluation mode, its parameters frozen."""
+        return self.module(self.dtype)
+
+    def module(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The transformers module, read from the folder once more, in that precision.
+
+        Raises:
+            ValueError: if transformers cannot read it.
+        """
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # a bar for a second
-        module = AutoModelForCausalLM.from_pretrained(self.path, dtype=self.dtype, use_safetensors=True, **_LOCAL)
+        try:
+            module = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype, use_safetensors=True, **_LOCAL)
+        except Exception as error:  # the many ways in which it says that a folder is not what it expects
+            reason = (str(error).strip().splitlines() or [""])[0]
+            raise ValueError(f"transformers cannot read {self.path}: {reason[:200]}") from error
         return module.to(self.device).eval().requires_grad_(False)
 
     @cached_property
@@ -201,6 +218,7 @@ def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     weights = {}
     for file in _weight_files(folder):
         weights |= {_plain_name(name, shape): tensor.float() for name, tensor in load_file(file).items()}
+    _check_finite(weights, str(folder))
     return config, {name: weights[name] for name, _ in tensors(shape)}
 
 
@@ -257,14 +275,9 @@ def _folder(name: str, revision: str | None) -> Path:
 
 
 def _config(folder: Path) -> dict:
-    file = folder / "config.json"
-    if not file.exists():
+    if not (folder / "config.json").exists():
         raise ValueError(f"{folder} is no model folder: it has no config.json")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    return config
+    return read_json(folder / "config.json")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -273,7 +286,10 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
     if index.exists():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        places = Fields(read_json(index), str(index)).table("weight_map")
+        files = [folder / name for name in sorted({places.word(name) for name in places.content})]
+        if not files:
+            raise ValueError(f"weight_map in {index} names no file")
         if missing := [f.name for f in files if not f.exists()]:
             raise ValueError(f"{folder} lacks {', '.join(missing)}, which {index.name} names")
         return files
@@ -284,19 +300,79 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _check_weights(folder: Path, shape: Shape) -> None:
     """Compare what the headers of the safetensors files announce with the files' lengths and with the configuration."""
-    sizes = {}
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    places: dict[str, tuple[Path, str]] = {}
     for file in _weight_files(folder):
-        header = _header(file)
-        sizes |= {_plain_name(name, shape): tuple(entry["shape"]) for name, entry in header.items()}
-    for name, size in tensors(shape):
-        if name not in sizes:
-            raise ValueError(f"the weights in {folder} lack the tensor {name}: the file does not match its config.json")
-        if sizes[name] != size:
-            raise ValueError(f"{name} in {folder} has shape {sizes[name]}, its config.json says {size}")
+        for name, entry in _header(file).items():
+            plain = _plain_name(name, shape)
+            if plain in found:
+                raise ValueError(f"{folder} holds the tensor {plain} twice, as {places[plain][1]} and as {name}")
+            found[plain], places[plain] = (entry["dtype"], tuple(entry["shape"])), (file, name)
+    _check_tensors(found, shape, str(folder))
+    if shape.tied and shape.where.unembed in found:
+        _check_tied(places[shape.embed], places[shape.where.unembed])
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} holds an adapter (adapter_config.json), which is not read: merge it into the weights"
+        )
+
+
+_FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+_BUFFERS = re.compile(r"(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
+"""What older files hold besides weights: masks and frequencies, which the configuration gives too."""
+
+
+def _check_tensors(found: Mapping[str, tuple[str, tuple[int, ...]]], shape: Shape, where: str) -> None:
+    """Whether these are the tensors of a model, by their plain names: all, no others, and stored as numbers.
+
+    Args:
+        found: type and size of each.
+        where: what messages call the model.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
+    wanted = dict(tensors(shape))
+    for name, size in wanted.items():
+        if name not in found:
+            raise ValueError(f"the weights in {where} lack the tensor {name}: the file does not match its config.json")
+        kind, is_size = found[name]
+        if kind not in _FLOATS:
+            raise ValueError(
+                f"{name} in {where} is stored as {kind}: quantised weights are not read, save the model in float16, "
+                "bfloat16 or float32"
+            )
+        if is_size != size:
+            raise ValueError(f"{name} in {where} has shape {is_size}, its config.json says {size}")
+    unread = {shape.where.unembed} if shape.tied else set()
+    if others := sorted(name for name in found.keys() - wanted.keys() - unread if not _BUFFERS.search(name)):
+        raise ValueError(
+            f"{where} holds a tensor {others[0]}, which a model of its config.json does not have: its numbers would be "
+            "left out"
+        )
+
+
+def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} in {where} holds NaN or infinity: its weights are damaged")
+
+
+def _check_tied(embedding: tuple[Path, str], unembedding: tuple[Path, str]) -> None:
+    """Refuse a file whose unembedding differs from the embedding where config.json says that they are one."""
+    from safetensors import safe_open
+
+    first, second = (safe_open(file, "pt").get_tensor(name) for file, name in (embedding, unembedding))
+    if not torch.equal(first, second):
+        raise ValueError(
+            f"tie_word_embeddings is true in the config.json of {embedding[0].parent}, but {unembedding[1]} differs "
+            f"from {embedding[1]}: the file contradicts its configuration"
+        )
 
 
 def _header(file: Path) -> dict:
     """What a safetensors file says of its tensors; refused if the file is not as long as that."""
+    check_fetched(file)
     size = file.stat().st_size
     with file.open("rb") as content:
         header_size = int.from_bytes(content.read(8), "little")
@@ -305,6 +381,9 @@ def _header(file: Path) -> dict:
         try:
             header = json.loads(content.read(header_size))
             header.pop("__metadata__", None)
+            header = {
+                name: {key: entry[key] for key in ("dtype", "shape", "data_offsets")} for name, entry in header.items()
+            }
             ends = [entry["data_offsets"][1] for entry in header.values()]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{file} is not a safetensors file: its header cannot be read") from error

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from ..text.jsonfiles import Fields, short
+
 
 @dataclass(frozen=True)
 class Family:
@@ -173,106 +175,195 @@ class Shape:
             ValueError: if the model is of another family, or of a kind that the engine does not run.
         """
         family = config.get("model_type")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             known = "'gpt_neox' (Pythia), 'gpt2', 'llama', 'mistral', 'qwen2' or 'qwen3'"
             raise ValueError(f"model family {family!r} is not supported: the family must be {known}")
-        try:
-            found = {"gpt_neox": _neox_shape, "gpt2": _gpt2_shape}.get(family, _llama_shape)(config)
-        except KeyError as error:
-            raise ValueError(f"the configuration of a {family!r} lacks {error.args[0]!r}") from None
+        fields = Fields(config, f"the configuration of a {family!r}")
+        found = {"gpt_neox": _neox_shape, "gpt2": _gpt2_shape}.get(family, _llama_shape)(fields, family)
         activation = found.pop("activation")
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation {activation!r} is not supported: it must be one of {', '.join(sorted(ACTIVATIONS))}"
             )
-        tied = bool(config.get("tie_word_embeddings", family == "gpt2"))  # what transformers takes where it is not said
+        if not fields.flag("is_causal", True):
+            raise ValueError("is_causal is false: only models that read from left to right are supported")
+        tied = fields.flag("tie_word_embeddings", family == "gpt2")  # what transformers takes where it is not said
+        _refuse_others(fields)
         return cls(family=family, activation=activation, tied=tied, **found)
 
 
-def _neox_shape(config: Mapping) -> dict:
-    if not config.get("attention_bias", True):
+_ARITHMETIC = re.compile(
+    r"soft_?cap|multiplier|scal(e|ing|ar)|qk_|norm(?!.*eps)|bias|clip|expert|sink|window|rope|rotary|alibi|residual|compress|"
+    r"quant|adapter|lora|per_layer|layer_types|cross_attention|bidirectional|parallel_(attn|residual)|multi_query|"
+    r"pre_attn|head_dim|key_value"
+)
+"""What the name of a field says that changes the numbers of some model."""
+
+
+def _refuse_others(fields: Fields) -> None:
+    """Refuse, by name, a field that we do not read and whose name says that it changes numbers, unless it is off."""
+    for name, value in fields.unasked():
+        off = value is False or value in ("", [], {}) or (type(value) in (int, float) and value in (0, 1))
+        if _ARITHMETIC.search(name) and not off:
+            raise ValueError(
+                f"{name} is {short(value)} in {fields.source}: that is not supported, and would change the numbers"
+            )
+
+
+def _neox_shape(fields: Fields, family: str) -> dict:
+    if not fields.flag("attention_bias", True):
         raise ValueError("attention_bias is false: only GPT-NeoX with attention biases is supported")
-    rope = _rope(config)
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    fraction = config.get("rotary_pct", rope.get("partial_rotary_factor", 0.25))
+    heads, width = fields.whole("num_attention_heads"), fields.whole("hidden_size")
+    _, base, fraction = _rope(fields, family, "rotary_emb_base", "rotary_pct", 0.25)
+    _agree(fields, "rope_theta", base)
+    _agree(fields, "partial_rotary_factor", fraction)
+    _agree(fields, "head_dim", width // heads)
     return {
-        "layers": config["num_hidden_layers"],
+        "layers": fields.whole("num_hidden_layers"),
         "heads": heads,
         "width": width,
-        "mlp": config["intermediate_size"],
-        "vocabulary": config["vocab_size"],
+        "mlp": fields.whole("intermediate_size"),
+        "vocabulary": fields.whole("vocab_size"),
         "rotary": int(width // heads * fraction),
-        "rotary_base": float(config.get("rotary_emb_base", rope.get("rope_theta", 10_000))),
-        "norm_epsilon": config.get("layer_norm_eps", 1e-5),
-        "activation": config.get("hidden_act", "gelu"),
-        "parallel": config.get("use_parallel_residual", True),
+        "rotary_base": base,
+        "norm_epsilon": fields.real("layer_norm_eps", 1e-5),
+        "activation": fields.word("hidden_act", "gelu"),
+        "parallel": fields.flag("use_parallel_residual", True),
     }
 
 
-def _gpt2_shape(config: Mapping) -> dict:
+def _gpt2_shape(fields: Fields, family: str) -> dict:
     for name, usual in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
-        if config.get(name, usual) != usual:
+        if fields.flag(name, usual) != usual:
             raise ValueError(f"{name} is {not usual}: only GPT-2 with {name} {usual} is supported")
+    layers, heads, width = (fields.whole(name) for name in ("n_layer", "n_head", "n_embd"))
+    longest = fields.whole("n_positions", 1024)
+    same = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": width}
+    for name, value in (same | {"max_position_embeddings": longest, "head_dim": width // heads}).items():
+        _agree(fields, name, value)
     return {
-        "layers": config["n_layer"],
-        "heads": config["n_head"],
-        "width": config["n_embd"],
-        "mlp": config.get("n_inner") or 4 * config["n_embd"],
-        "vocabulary": config["vocab_size"],
+        "layers": layers,
+        "heads": heads,
+        "width": width,
+        "mlp": fields.whole("n_inner", 4 * width),
+        "vocabulary": fields.whole("vocab_size"),
         "rotary": 0,
         "rotary_base": 0.0,
-        "norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
-        "activation": config.get("activation_function", "gelu_new"),
+        "norm_epsilon": fields.real("layer_norm_epsilon", 1e-5),
+        "activation": fields.word("activation_function", "gelu_new"),
         "parallel": False,
-        "longest": config.get("n_positions", 1024),
+        "longest": longest,
     }
 
 
-def _llama_shape(config: Mapping) -> dict:
-    rope, qwen = _rope(config), config["model_type"].startswith("qwen")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"partial_rotary_factor is {rope['partial_rotary_factor']}: only whole heads are turned here")
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    dim = config.get("head_dim") or (128 if config["model_type"] == "qwen3" else width // heads)
-    biased = config["model_type"] == "qwen2", config.get("attention_bias", False), config.get("mlp_bias", False)
-    biases = {"attention": any(biased[:2]), "out": biased[1], "mlp": biased[2]}
-    window = config.get("sliding_window") if not qwen or config.get("use_sliding_window") else None
+_GROUPS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+"""Heads of keys and values that transformers takes where a configuration does not say."""
+
+
+def _llama_shape(fields: Fields, family: str) -> dict:
+    rope, base, fraction = _rope(fields, family, "rope_theta", "partial_rotary_factor", 1.0)
+    if fraction != 1.0:
+        raise ValueError(f"partial_rotary_factor is {fraction:g}: only whole heads are turned here")
+    heads, width = fields.whole("num_attention_heads"), fields.whole("hidden_size")
+    dim = fields.whole("head_dim", 128 if family == "qwen3" else width // heads)
+    layers = fields.whole("num_hidden_layers")
+    groups = fields.whole("num_key_value_heads", heads if "num_key_value_heads" in fields.content else None)
     return {
-        "layers": config["num_hidden_layers"],
+        "layers": layers,
         "heads": heads,
-        "groups": config.get("num_key_value_heads") or heads,
+        "groups": groups or _GROUPS.get(family, heads),
         "head_dim": dim,
         "width": width,
-        "mlp": config["intermediate_size"],
-        "vocabulary": config["vocab_size"],
+        "mlp": fields.whole("intermediate_size"),
+        "vocabulary": fields.whole("vocab_size"),
         "rotary": dim,
-        "rotary_base": float(config.get("rope_theta", rope.get("rope_theta", 10_000))),
-        "norm_epsilon": config.get("rms_norm_eps", 1e-6),
-        "activation": config.get("hidden_act", "silu"),
+        "rotary_base": base,
+        "norm_epsilon": fields.real("rms_norm_eps", 1e-6),
+        "activation": fields.word("hidden_act", "silu"),
         "parallel": False,
         "rms": True,
-        "biases": tuple(name for name, has in biases.items() if has),
-        "head_norms": config["model_type"] == "qwen3",
-        "scaling": _scaling(rope),
-        "longest": window or 0,
+        "biases": _llama_biases(fields, family),
+        "head_norms": family == "qwen3",
+        "scaling": _scaling(fields, rope),
+        "longest": _window(fields, family, layers) or 0,
     }
 
 
-def _rope(config: Mapping) -> Mapping:
-    """The settings of the rotary embedding; refused if they are of a kind that we do not know."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    known = ("default", "llama3") if config["model_type"] != "gpt_neox" else ("default",)
-    kind = rope.get("rope_type", rope.get("type", "default"))
+def _llama_biases(fields: Fields, family: str) -> tuple[str, ...]:
+    """What has biases, as transformers reads the family; where it reads none, a field that asks for them is refused."""
+    if family == "qwen2":
+        _agree(fields, "attention_bias", True)  # of queries, keys and values, whatever the configuration says
+        return ("attention",)
+    biased = {"attention": False, "mlp": False}
+    if family != "mistral":
+        biased["attention"] = fields.flag("attention_bias", False)
+    if family == "llama":
+        biased["mlp"] = fields.flag("mlp_bias", False)
+    return (("attention", "out") if biased["attention"] else ()) + (("mlp",) if biased["mlp"] else ())
+
+
+def _window(fields: Fields, family: str, layers: int) -> int | None:
+    """Tokens that a layer with sliding attention sees; None where no layer has any."""
+    kinds = set(fields.words("layer_types", []))
+    slides, first = True, fields.whole("max_window_layers", 28, least=0)
+    if family.startswith("qwen"):
+        slides = fields.flag("use_sliding_window", False) and (
+            "sliding_attention" in kinds if kinds else first < layers
+        )
+    elif kinds - {"full_attention"}:
+        raise ValueError(
+            f"layer_types of a {family!r} are {', '.join(sorted(kinds))}: only full_attention is supported"
+        )
+    if other := kinds - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"layer_types hold {sorted(other)[0]!r}: only full and sliding attention are supported")
+    said = "sliding_window" in fields.content or family == "llama"
+    window = fields.whole("sliding_window", None if said else 4096)
+    return window if slides else None
+
+
+def _agree(fields: Fields, name: str, value: float) -> None:
+    """Refuse a field that transformers does not read, or reads as another name, where it says something else."""
+    said = fields.content.get(name)
+    fields.asked.add(name)
+    if said is not None and said != value:
+        raise ValueError(f"{name} is {short(said)} in {fields.source}, and its other fields say {short(value)}")
+
+
+def _rope(fields: Fields, family: str, base: str, fraction: str, whole: float) -> tuple[Fields, float, float]:
+    """The settings of the rotary embedding, its base, and the turned part of a head, as transformers resolves them.
+
+    What stands in the table of settings goes before what stands beside it, and rope_scaling before rope_parameters.
+
+    Raises:
+        ValueError: if they are of a kind that we do not know.
+    """
+    tables = [fields.table(name, {}) for name in ("rope_scaling", "rope_parameters")]
+    rope = next((table for table in tables if table.content), tables[0])
+    known = ("default", "llama3") if family != "gpt_neox" else ("default",)
+    kind = rope.word("rope_type", rope.word("type", "default"))
     if kind not in known:
         raise ValueError(f"rotary embedding of type {kind!r} is not supported: it must be {' or '.join(known)}")
-    return rope
+    beside = fields.real(base, 10_000), fields.real(fraction, whole)
+    found = rope.real("rope_theta", beside[0]), rope.real("partial_rotary_factor", beside[1])
+    if kind == "llama3":
+        rope.asked.update(_LLAMA3)
+    if others := [name for name, _ in rope.unasked() if name != "original_max_position_embeddings"]:
+        raise ValueError(
+            f"{others[0]} is set in {rope.source}: a rotary embedding of type {kind!r} has no such setting"
+        )
+    return (rope, *found)
 
 
-def _scaling(rope: Mapping) -> Scaling | None:
-    if rope.get("rope_type") != "llama3":
+_LLAMA3 = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def _scaling(fields: Fields, rope: Fields) -> Scaling | None:
+    if rope.word("rope_type", rope.word("type", "default")) != "llama3":
         return None
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return Scaling(*(float(rope[name]) for name in names))
+    *numbers, context = _LLAMA3
+    trained = rope.real(context, fields.real("max_position_embeddings", 2048))
+    trained = fields.real(context, trained)  # what stands beside the table goes first here, as transformers has it
+    return Scaling(*(rope.real(name) for name in numbers), trained)
 
 
 def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:

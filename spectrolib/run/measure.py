@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ..model.agreement import check_agreement, wants_check
 from ..model.loading import LanguageModel
 from .bank import open_bank
 from .cost import within
@@ -40,6 +41,7 @@ def measure(
     workers: int | None = None,
     memory: float | None = None,
     bank: str | Path | None = None,
+    check: bool | None = None,
     progress: bool = True,
 ):
     """Carry out a plan, or what is left of it, and return its result.
@@ -55,6 +57,8 @@ def measure(
         memory: bytes that a worker may need, as counted by `spectrolib.run.cost.memory`; see `fitted`.
         bank: a folder of draws (`run.bank`): those that it holds are not sampled again, others are kept there.
             Workers of other machines must see it under the same path. The result is that without a bank.
+        check: whether to compare the losses of a few tokens with transformers' before a run begins (`agreement`); by
+            default for every model but the bundled one.
         progress: whether to show progress: a bar in a terminal, else a line for each finished task.
 
     Returns:
@@ -62,7 +66,8 @@ def measure(
 
     Raises:
         ValueError: if the folder belongs to another plan or cannot be written, or the bank to other chains; if executor
-            or workers make no sense, or if the smallest shards need more than ``memory``.
+            or workers make no sense, or if the smallest shards need more than ``memory``; or if transformers has other
+            losses.
         ChainError: if a chain leaves the neighbourhood of w*; what other tasks finished is kept.
         WorkerDied: if a process was killed from outside, for lack of memory for example, or a cluster's scheduler is
             lost.
@@ -72,6 +77,8 @@ def measure(
     if bank is not None and plan.first_order:
         raise ValueError("a measurement to first order makes no draws that a bank could keep: leave the bank out")
     kept = None if bank is None else str(open_bank(bank, plan).path.resolve())
+    if not (Path(out) / "manifest.json").exists() and (wants_check(plan.model) if check is None else check):
+        check_agreement(plan.model, plan.probe)
     run = RunFolder(out, plan.manifest())
     left = plan.left(run.finished())
     if left:

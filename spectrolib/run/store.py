@@ -26,6 +26,7 @@ import numpy as np
 from numpy import ndarray
 
 from ..estimator import CovarianceSums, ResolvedSums, merge_all
+from ..text.jsonfiles import short
 from .files import part_of, refusing, write_whole
 
 if TYPE_CHECKING:
@@ -448,9 +449,4 @@ def _differences(held, wanted, where: str = "") -> list[str]:
         keys = sorted(held.keys() | wanted.keys())
         found = [_differences(held.get(key), wanted.get(key), f"{where}.{key}".lstrip(".")) for key in keys]
         return [difference for differences in found for difference in differences]
-    return [] if held == wanted else [f"{where}: there {_short(held)}, here {_short(wanted)}"]
-
-
-def _short(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return [] if held == wanted else [f"{where}: there {short(held)}, here {short(wanted)}"]

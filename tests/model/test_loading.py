@@ -193,6 +193,8 @@ def test_other_families(folder):
     configure(folder, model_type="bloom")
     both_refuse(folder, r"'bloom' is not supported.*'gpt_neox'")
     configure(folder, model_type="llama")
+    both_refuse(folder, "rotary_emb_base is 10000 in the configuration of a 'llama': that is not supported")
+    configure(folder, use_parallel_residual=None, rotary_pct=None, rotary_emb_base=None)
     both_refuse(folder, r"lack the tensor model\.embed_tokens\.weight: the file does not match its config\.json")
 
 
@@ -228,6 +230,101 @@ def test_unknown_device_and_dtype():
         load_model(dtype="float8")
     with pytest.raises(ValueError, match="unknown device 'abacus'"):
         load_model(device="abacus")
+
+
+DENSE, NORM = "gpt_neox.layers.1.attention.dense.weight", "gpt_neox.final_layer_norm.weight"
+
+
+def rewrite(folder, change):
+    """The weights with one change."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update({"embed_out.weight": t["embed_out.weight"].to(torch.int8)}), "embed_out.weight .* as I8"),
+        (lambda t: t.update({NORM: t[NORM].to(torch.uint8)}), f"{NORM} .* is stored as U8: quantised"),
+        (lambda t: t.update({DENSE: t[DENSE].to(torch.float8_e4m3fn)}), f"{DENSE} .* is stored as F8_E4M3"),
+        (lambda t: t.update({f"{DENSE}_scale": torch.ones(16)}), f"holds a tensor {DENSE}_scale, which a model of"),
+        (lambda t: t.update({"lm_head.bias": torch.ones(50)}), "holds a tensor gpt_neox.lm_head.bias"),
+        (lambda t: t.update({"gpt_neox.layers.2.mlp.dense_4h_to_h.bias": torch.ones(16)}), "holds a tensor .*layers.2"),
+        (lambda t: t.update({"lm_head.weight": t["embed_out.weight"].clone()}), "embed_out.weight twice, as .* and as"),
+        (lambda t: t[DENSE].view(-1)[3:4].fill_(torch.nan), f"{DENSE} in .* holds NaN or infinity"),
+        (lambda t: t[NORM].fill_(torch.inf), f"{NORM} in .* holds NaN or infinity"),
+    ],
+)
+def test_every_tensor_is_used_or_refused_by_name(folder, change, message):
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=message):
+        _ = load_model(folder, device="cpu").weights
+    with pytest.raises(ValueError, match=message):
+        load_weights(folder)
+
+
+def test_buffers_of_older_files_are_let_by(folder):
+    buffers = {"attention.bias": torch.ones(1, 1, 4, 4).bool(), "attention.rotary_emb.inv_freq": torch.ones(2)}
+    rewrite(folder, lambda t: t.update({f"gpt_neox.layers.0.{name}": value for name, value in buffers.items()}))
+    assert set(load_weights(folder)[1]) == set(initial_weights(MICRO, 0))
+
+
+def test_a_file_that_contradicts_tied_embeddings(folder):
+    configure(folder, tie_word_embeddings=True)
+    both_refuse(
+        folder, r"tie_word_embeddings is true .*, but embed_out\.weight differs from gpt_neox\.embed_in\.weight"
+    )
+    rewrite(folder, lambda t: t.update({"embed_out.weight": t["gpt_neox.embed_in.weight"].clone()}))
+    assert "embed_out.weight" not in load_weights(folder)[1]
+
+
+def test_weights_in_memory_are_judged_as_files_are(tiny_gpt_neox):
+    import copy
+
+    module = copy.deepcopy(tiny_gpt_neox)
+    module.register_parameter("scale", torch.nn.Parameter(torch.ones(3)))
+    with pytest.raises(ValueError, match=r"model 'mine' holds a tensor gpt_neox\.scale"):
+        _ = LanguageModel(module, None, "mine").weights
+    module = copy.deepcopy(tiny_gpt_neox)
+    module.gpt_neox.final_layer_norm.bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match=r"final_layer_norm\.bias in model 'mine' holds NaN"):
+        _ = LanguageModel(module, None, "mine").weights
+
+
+def test_an_adapter_beside_the_weights(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    both_refuse(folder, "holds an adapter")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", "must hold a JSON object"),
+        ("config.json", "null", "and holds null"),
+        ("model.safetensors", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("config.json", "version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    ],
+)
+def test_files_that_are_not_what_is_meant(folder, name, content, message):
+    (folder / name).write_text(content)
+    both_refuse(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({}, "lacks 'weight_map'"),
+        ([], "must hold a JSON object"),
+        ({"weight_map": []}, "weight_map is .*must be an object"),
+        ({"weight_map": {"a": 1}}, "a is 1 in weight_map"),
+        ({"weight_map": {}}, "names no file"),
+    ],
+)
+def test_an_index_that_is_not_one(folder, index, message):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    both_refuse(folder, message)
 
 
 # The hub
