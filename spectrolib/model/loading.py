@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..posterior import Gradients, Settings
-from ..text.corpus import BUNDLED, bare_tokenizer
+from ..text.corpus import BUNDLED, bare_tokenizer, read_tokenizer
 from ..text.jsonfiles import Fields, check_fetched, read_json
 from .engine import Engine
 from .shapes import Shape, check_named, tensors
@@ -96,10 +96,8 @@ class LanguageModel:
         """The bare tokenizer, without the special tokens that transformers may add to a text."""
         if "tokenizer" in vars(self):
             return None if self.tokenizer is None else bare_tokenizer(self.tokenizer)
-        from tokenizers import Tokenizer
-
         file = self.path / "tokenizer.json"
-        return bare_tokenizer(Tokenizer.from_file(str(file))) if file.exists() else None
+        return read_tokenizer(file) if file.exists() else None
 
     @cached_property
     def model(self) -> PreTrainedModel:

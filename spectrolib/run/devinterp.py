@@ -32,6 +32,7 @@ from ..model.components import FULL, Component
 from ..model.engine import one_thread
 from ..model.loading import engine_of
 from ..posterior import stable_seed
+from ..text.runningtext import token_texts
 from .plan import Plan
 from .readings import readings
 from .store import RunFolder
@@ -249,7 +250,7 @@ def _token_coordinates(ids: list[ndarray], probes: tuple[str, ...], tokenizer) -
     windows = [len(part) for part in ids]
     lengths = np.concatenate([np.full(len(part), part.shape[1] - 1) for part in ids])
     predicted = np.concatenate([part[:, 1:].ravel() for part in ids])
-    text = {int(i): tokenizer.decode([int(i)]) if tokenizer else str(i) for i in np.unique(predicted)}
+    text = token_texts(tokenizer, predicted)
     origin = np.repeat(np.array(probes, dtype=object), windows)
     own = np.concatenate([np.arange(count) for count in windows])
     document = np.array([f"{name}:{i}" for name, i in zip(origin, own, strict=True)], dtype=object)
@@ -346,7 +347,7 @@ def read_susceptibilities(tree, *, tokenizer=None, model: str = "unknown"):
     except KeyError as error:
         raise ValueError(f"this is no tree of devinterp's susceptibilities: it has no {error}") from None
     predicted = np.array([token[key(*place)] for place in zip(dataset, batch, position, strict=True)])
-    text = {int(i): tokenizer.decode([int(i)]) if tokenizer else str(i) for i in np.unique(predicted)}
+    text = token_texts(tokenizer, predicted)
     _, sequence = np.unique(np.stack([dataset, batch]), axis=1, return_inverse=True)
     domain = np.array([origin[int(i)] for i in dataset], dtype=object)
     order = sorted(range(len(columns)), key=lambda i: _order(columns[i]))

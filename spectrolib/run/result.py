@@ -17,6 +17,7 @@ from ..model.components import FULL
 from ..model.engine import one_thread
 from ..model.loading import LanguageModel, engine_of
 from ..text.corpus import Windows
+from ..text.runningtext import token_texts
 from .cost import SUM_BYTES
 from .plan import Plan
 from .resolved import from_draws
@@ -195,7 +196,7 @@ def token_coordinates(model: LanguageModel, probe: Windows) -> dict[str, tuple[s
     """What each probe token is and where it stands, as coordinates of the dimension ``token``."""
     windows, length = probe.ids.shape
     predicted = probe.ids[:, 1:]
-    text = {int(i): model.tokens.decode([int(i)]) if model.tokens else str(i) for i in np.unique(predicted)}
+    text = token_texts(model.tokens, predicted)
     repeat = lambda values: np.repeat(values, length - 1)  # noqa: E731
     return {
         "sequence": ("token", repeat(np.arange(windows))),

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import lzma
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
+
+from .jsonfiles import check_fetched
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -33,13 +36,33 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 
 @dataclass(frozen=True)
 class Document:
-    """One text, with where it comes from."""
+    """One text, with where it comes from.
+
+    What no file can hold or no terminal should be sent is mended here: halves of characters (lone surrogates) become
+    "\ufffd", a byte order mark goes, and labels lose their control characters.
+    """
 
     text: str
     domain: str
     package: str = ""
     name: str = ""
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", _whole_characters(self.text).removeprefix("\ufeff"))
+        for label in ("domain", "package", "name", "licence"):
+            object.__setattr__(self, label, _CONTROL.sub("", _whole_characters(getattr(self, label))))
+
+
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x1f\x7f-\x9f]")
+"""Escape codes of terminals, and single control characters."""
+
+
+def _whole_characters(text: str) -> str:
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def content_hash(content: str | bytes) -> str:
@@ -251,7 +274,7 @@ def windows_from_documents(
     """
     if length < 2 or count < 1 or per_document < 1:
         raise ValueError(f"need length >= 2, count >= 1, per_document >= 1; got {length}, {count}, {per_document}")
-    rng = np.random.default_rng(seed)
+    tokenizer, rng = bare_tokenizer(tokenizer), np.random.default_rng(seed)
     queues: dict[str, list[Document]] = {}
     for document in documents:
         queues.setdefault(document.domain, []).append(document)
@@ -311,16 +334,40 @@ def encode(tokenizer: AnyTokenizer, text: str) -> Int[ndarray, " tokens"]:
 
 
 def bare_tokenizer(tokenizer: AnyTokenizer) -> Tokenizer:
-    """A copy without the post-processor, which adds special tokens, and which transformers sets as it likes."""
+    """A copy that cuts a text whole, and always in the same way.
+
+    It leaves out what a tokenizer.json may hold besides: the post-processor, which adds special tokens, and which
+    transformers sets as it likes; truncation and padding; and the random merges of BPE dropout.
+    """
     from tokenizers import Tokenizer
 
     bare = Tokenizer.from_str(_backend(tokenizer).to_str())
     bare.post_processor = None
+    bare.no_truncation()
+    bare.no_padding()
+    if getattr(bare.model, "dropout", None) is not None:
+        bare.model.dropout = None
     return bare
 
 
+def read_tokenizer(file: Path) -> Tokenizer:
+    """The bare tokenizer of a tokenizer.json.
+
+    Raises:
+        ValueError: if the file is none.
+    """
+    from tokenizers import Tokenizer
+
+    check_fetched(file)
+    try:
+        found = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no other kind
+        raise ValueError(f"{file} is not a tokenizer of the tokenizers library: {error}") from error
+    return bare_tokenizer(found)
+
+
 def tokenizer_hash(tokenizer: AnyTokenizer) -> str:
-    """SHA-256 of the tokenizer's definition, but for its post-processor."""
+    """SHA-256 of the tokenizer's definition, but for what `bare_tokenizer` leaves out."""
     return content_hash(bare_tokenizer(tokenizer).to_str())
 
 

@@ -10,7 +10,9 @@ text is put together byte by byte; without it the text of the result has to do, 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -52,17 +54,49 @@ def token_bytes(tokenizer, ids: Int[ndarray, " n"]) -> dict[int, bytes]:
     """
     described = json.loads(tokenizer.to_str())
     letters = _bytes_of_letters()
-    added = {entry["id"] for entry in described.get("added_tokens") or []}
+    added = {entry["id"]: entry["content"] for entry in described.get("added_tokens") or []}
     parts = described.get("decoder") or {}
-    byte_level = any(part.get("type") == "ByteLevel" for part in [parts, *parts.get("decoders", [])])
+    decoders = {part.get("type") for part in [parts, *parts.get("decoders", [])]}
+    reads = _after_another(tokenizer, added)
     found = {}
     for i in np.unique(ids).tolist():
         word = tokenizer.id_to_token(i)
         if word is None:
             raise ValueError(f"token {i} is not in this tokenizer's vocabulary: give the one of the measured model")
-        bytewise = byte_level and i not in added and all(letter in letters for letter in word)
-        found[i] = bytes(letters[c] for c in word) if bytewise else tokenizer.decode([i], False).encode()
+        if i in added:
+            found[i] = added[i].encode()
+        elif "ByteLevel" in decoders and all(letter in letters for letter in word):
+            found[i] = bytes(letters[c] for c in word)
+        elif "ByteFallback" in decoders and re.fullmatch("<0x[0-9A-F]{2}>", word):
+            found[i] = bytes([int(word[3:5], 16)])
+        else:
+            found[i] = reads(i).encode()
     return found
+
+
+def _after_another(tokenizer, added: Mapping[int, str]) -> Callable[[int], str]:
+    """What reads a token within a text: at its start, decoders drop the blank before a word."""
+    words = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda word: word[1])
+    first = next((i for word, i in words if word.strip("▁Ġ#").isalpha() and i not in added), None)
+    start = "" if first is None else tokenizer.decode([first], False)
+
+    def reads(i: int) -> str:
+        pair = "" if first is None else tokenizer.decode([first, i], False)
+        return pair[len(start) :] if start and pair.startswith(start) else tokenizer.decode([i], False)
+
+    return reads
+
+
+def token_texts(tokenizer, ids: Int[ndarray, " n"]) -> dict[int, str]:
+    """The text of tokens by id, as it stands within a text; a part of a character is "�".
+
+    Without a tokenizer it is the token's number, and nothing for a number that the tokenizer does not know.
+    """
+    unique = np.unique(ids)
+    if tokenizer is None:
+        return {int(i): str(i) for i in unique}
+    known = token_bytes(tokenizer, [i for i in unique.tolist() if tokenizer.id_to_token(i) is not None])
+    return {int(i): _decode(known.get(int(i), b"")) for i in unique}
 
 
 @dataclass(frozen=True)
@@ -174,7 +208,7 @@ def running_text(result, tokenizer=None) -> RunningText:
         known = token_bytes(tokenizer, ids)
         pieces = tuple(known[i] for i in ids.tolist())
         for piece, said in zip(pieces, text, strict=True):
-            if MISSING not in said and piece.decode("utf-8", "replace") != said:
+            if MISSING not in said and _decode(piece) not in (said, f" {said}") and said:
                 raise ValueError(f"the tokenizer is not the measured model's: it reads {piece!r} where {said!r} stands")
     named = (np.asarray(result[name].values, dtype=str).astype(object) for name in ("domain", "document"))
     return RunningText(pieces, ids, result["sequence"].values, result["position"].values, *named)

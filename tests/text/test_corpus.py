@@ -132,6 +132,47 @@ def test_windows_file_keeps_everything(tokenizer, tmp_path):
     assert back.hash == pool.hash and back.provenance == pool.provenance and back.vocabulary == pool.vocabulary
 
 
+def settled(tokenizer, **changes):
+    """A copy with settings saved in it, as a tokenizer.json keeps them."""
+    from tokenizers import Tokenizer
+
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    if "truncation" in changes:
+        copy.enable_truncation(max_length=10)
+    if "padding" in changes:
+        copy.enable_padding(length=2000)
+    if "dropout" in changes:
+        copy.model.dropout = 0.5
+    return Tokenizer.from_str(copy.to_str())
+
+
+@pytest.mark.parametrize("settings", [["truncation"], ["padding"], ["dropout"], ["truncation", "padding", "dropout"]])
+def test_settings_saved_in_a_tokenizer_change_no_window(tokenizer, tmp_path, settings):
+    changed = settled(tokenizer, **dict.fromkeys(settings))
+    assert changed.to_str() != tokenizer.to_str()
+    plain = windows_from_documents(documents(), tokenizer, length=16, count=30)
+    assert windows_from_documents(documents(), changed, length=16, count=30).hash == plain.hash
+    assert corpus.tokenizer_hash(changed) == corpus.tokenizer_hash(tokenizer)
+    changed.save(str(tmp_path / "tokenizer.json"))
+    read = corpus.read_tokenizer(tmp_path / "tokenizer.json")
+    assert all(np.array_equal(corpus.encode(read, d.text), corpus.encode(tokenizer, d.text)) for d in documents()[:3])
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "", "version https://git-lfs.github.com/spec/v1\n"])
+def test_a_file_that_is_no_tokenizer(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is (not a tokenizer|a Git LFS pointer)"):
+        corpus.read_tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_what_no_file_can_hold_is_mended(tokenizer):
+    found = Document("\ufeffone \ud83d two\udc00", "\x1b[1;31mred\x1b[0m\n\x07", name="a\udcff.txt")
+    assert found == Document("one \ufffd two\ufffd", "red", name="a\ufffd.txt")
+    assert Document("a\ufeffb", "prose, [bold]").text == "a\ufeffb"  # within a text it is a character
+    broken = [Document(f"{d.text} \ud800", d.domain, name=d.name) for d in documents()]
+    assert len(windows_from_documents(broken, tokenizer, length=16, count=30)) == 30
+
+
 # The windows that come with the library
 
 

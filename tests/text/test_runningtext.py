@@ -5,9 +5,11 @@ import dataclasses
 import cardmaking
 import numpy as np
 import pytest
+import xarray as xr
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from spectrobook import shipped
-from spectrolib.text.runningtext import FAMILIES, running_text, token_bytes, token_class
+from spectrolib.text.runningtext import FAMILIES, running_text, token_bytes, token_class, token_texts
 
 TEXT = "naïve «Ж» 𝒳 = 'привет'\n    return 数\t<b>\r\n"
 
@@ -148,3 +150,80 @@ def test_families(document, domain, words, expected):
     found = text.families().tolist()
     assert found == expected.split("|")
     assert set(found) <= set(FAMILIES)
+
+
+# Tokenizers of other kinds -------------------------------------------------------------------------------------------
+
+SENTENCE = "The chain walks, near the minimum; it stops. Ünï 日本 x1 the the chain"
+
+
+def metaspace() -> Tokenizer:
+    found = Tokenizer(models.Unigram())
+    found.pre_tokenizer, found.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    found.train_from_iterator(
+        [SENTENCE],
+        trainers.UnigramTrainer(vocab_size=60, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False),
+    )
+    return found
+
+
+def wordpiece() -> Tokenizer:
+    found = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    found.normalizer, found.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    found.decoder = decoders.WordPiece()
+    found.train_from_iterator(
+        [SENTENCE], trainers.WordPieceTrainer(vocab_size=60, special_tokens=["[UNK]"], show_progress=False)
+    )
+    return found
+
+
+def byte_fallback() -> Tokenizer:
+    """As Llama 2 has it: blanks are letters, and a character that is no token is a few bytes."""
+    words = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", *sorted({*SENTENCE} & {*map(chr, range(33, 127))})]
+    merges = [("▁", "t"), ("▁t", "h"), ("▁th", "e")]
+    vocabulary = {word: i for i, word in enumerate([*words, *("".join(pair) for pair in merges)])}
+    found = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    found.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    found.decoder = decoders.Sequence(parts)
+    return found
+
+
+def words() -> Tokenizer:
+    found = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    found.pre_tokenizer = pre_tokenizers.Whitespace()
+    found.train_from_iterator([SENTENCE], trainers.WordLevelTrainer(special_tokens=["[UNK]"], show_progress=False))
+    return found
+
+
+@pytest.mark.parametrize("kind", [metaspace, wordpiece, byte_fallback, words])
+def test_tokens_of_any_tokenizer_join_to_what_it_decodes(kind):
+    tokenizer = kind()
+    ids = tokenizer.encode(SENTENCE, add_special_tokens=False).ids
+    pieces = token_bytes(tokenizer, np.array(ids))
+    assert b"".join(pieces[i] for i in ids).decode().lstrip(" ") == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_the_text_of_a_result_is_the_one_that_was_measured():
+    """Marks that look like special tokens, blanks before words, and numbers that no token has."""
+    tokenizer = byte_fallback()
+    tokenizer.add_special_tokens(["<end>"])
+    ids = tokenizer.encode("the <end>é", add_special_tokens=False).ids
+    texts = token_texts(tokenizer, np.array([*ids, 9999]))
+    assert [texts[i] for i in ids] == [" the", " ", "<end>", " ", "�", "�"]
+    assert texts[9999] == "" and token_texts(None, np.array([3, 3])) == {3: "3"}
+    result = result_of(ids, [texts[i] for i in ids])
+    read = running_text(result, tokenizer)
+    assert b"".join(read.pieces).decode() == " the <end> é"
+    earlier = [tokenizer.decode([i]) for i in ids]  # what results said before: without blanks and special tokens
+    assert earlier[0] == "the" and earlier[2] == ""
+    assert running_text(result_of(ids, earlier), tokenizer).pieces == read.pieces
+    with pytest.raises(ValueError, match="the tokenizer is not the measured model's"):
+        running_text(result_of(ids, ["a"] * len(ids)), tokenizer)
+
+
+def result_of(ids: list[int], texts: list[str]) -> xr.Dataset:
+    n = len(ids)
+    columns = {"sequence": [0] * n, "position": range(1, n + 1), "token_id": ids, "text": texts}
+    columns |= {"domain": ["d"] * n, "document": ["d.txt"] * n}
+    return xr.Dataset(coords={name: ("token", np.array(list(values))) for name, values in columns.items()})
