@@ -28,7 +28,12 @@ def measure(
         str,
         typer.Option(help="Branch, tag or commit on the hub, such as step1000 of a Pythia.", show_default="main"),
     ] = "",
-    text: Annotated[str, typer.Option(help="Local text file or folder to take all windows from.")] = "",
+    text: Annotated[
+        str,
+        typer.Option(
+            help="Local text to take all windows from: a file, or a folder of prose, LaTeX, source files or JSON Lines."
+        ),
+    ] = "",
     data: Annotated[str, typer.Option(help="Data set on the hub to take all windows from.")] = "",
     probe: Annotated[str, typer.Option(help="Local text to take the probe windows from; the others stay.")] = "",
     components: Annotated[str, typer.Option(help='Such as "l0h0, l3 mlp, embed"; by default all.')] = "",
@@ -97,6 +102,7 @@ def measure(
         found = load_model(model or constants.model, revision=revision or None, device=device)
         plan = fitted(_plan(constants, changes, found, texts), out, limit)
         _print_plan(plan, workers, bank)
+        _print_left_out(text, probe)
         if dry_run:
             return
         try:
@@ -133,6 +139,16 @@ def _texts(text: str, data: str, probe: str) -> dict[str, tuple[Iterator[Documen
 
     found = {"all": (local_documents(text), text)} if text else {"all": (hub_documents(data), data)} if data else {}
     return found | ({"probe": (local_documents(probe), probe)} if probe else {})
+
+
+def _print_left_out(*places: str) -> None:
+    """Files in folders of text that are no text to us."""
+    from ..text.corpus import named, text_files
+
+    for place in filter(None, places):
+        read, left_out = text_files(place)
+        if left_out:
+            print_rows({"left out": f"of {place}, where {len(read)} files were read, {named(left_out)}"})
 
 
 def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) -> Plan:

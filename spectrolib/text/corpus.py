@@ -13,7 +13,9 @@ import itertools
 import json
 import lzma
 import re
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -23,6 +25,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
+from . import lexing
 from .jsonfiles import check_fetched
 
 if TYPE_CHECKING:
@@ -75,31 +78,92 @@ def content_hash(content: str | bytes) -> str:
 
 
 def local_documents(path: str | Path, *, limit: int | None = None) -> Iterator[Document]:
-    """Documents of a text file, a JSON Lines file (.jsonl, also .gz, .xz, .zst), a Parquet file, or a folder of these.
+    """Documents of a text file, a JSON Lines file, a Parquet file, or a folder of these; see `text_files`.
 
-    Rows need a field "text". The domain is the row's "domain" or "meta.pile_set_name" (also "pile_set_name"), otherwise
-    the name of the file, or inside a folder of the folder it lies in. A README.md in a folder is its card, no text.
+    Rows of .jsonl and .parquet need a field "text". The domain is the row's "domain" or "meta.pile_set_name" (also
+    "pile_set_name"), otherwise the name of the file, or inside a folder of the folder it lies in.
 
     Raises:
-        ValueError: if nothing is at `path`, nothing there is one of these, a file is not UTF-8, or a row has no text.
+        ValueError: if nothing is at `path`, nothing there is one of these, a file cannot be read or is not UTF-8, or a
+            row has no text.
     """
     path = Path(path)
-    if not path.exists():
-        raise ValueError(f"no such file or folder: {path}")
-    inside = sorted(p for p in path.rglob("*") if p.name.lower() != "readme.md") if path.is_dir() else [path]
-    files = [p for p in inside if p.is_file() and _reader(p)]
+    files, left_out = text_files(path)
     if not files:
-        raise ValueError(f"no text in {path}: expected .txt, .md, .rst, .py, .jsonl (.gz, .xz, .zst) or .parquet")
+        found = f" (found {named(left_out)})" if left_out else ""
+        raise ValueError(
+            f"no text in {path}{found}: expected .txt, .md, .tex, source files, .jsonl (also .gz, .xz, .zst), or .parquet"
+        )
 
     def documents() -> Iterator[Document]:
         for file in files:
             name, domain = file.name, file.name.split(".")[0]
             if path.is_dir():
                 name, domain = file.relative_to(path).as_posix(), file.parent.name
-            for number, row in enumerate(_reader(file)(file)):
-                yield _document(row, f"{name}:{number}", domain)
+            with _naming(file):
+                for number, row in enumerate(_reader(file)(file)):
+                    yield _document(row, f"{name}:{number}", domain)
 
     return _first(documents(), limit)
+
+
+def text_files(path: str | Path) -> tuple[list[Path], list[Path]]:
+    """The files that `local_documents` reads, and those that it leaves out, in order of name.
+
+    A file that is named is read as text, unless it holds rows or zero bytes. In a folder, and in folders linked there,
+    suffixes decide: prose, LaTeX, markup and source files (`lexing.SOURCES`), .jsonl and .parquet. Hidden files and
+    folders are passed over, and a README.md is the folder's card.
+
+    Raises:
+        ValueError: if nothing is at ``path``.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"no such file or folder: {path}")
+    if not path.is_dir():
+        with path.open("rb") as content:
+            binary = b"\0" in content.read(4096) and lexing.suffix_of(path.name) == path.suffix[1:].lower()
+        wanted = _suffix(path) in _ROWS or not binary
+        return ([path], []) if wanted else ([], [path])
+    inside = sorted(_inside(path, set()))
+    read = [file for file in inside if _suffix(file) in lexing.SOURCES | _ROWS and file.name.lower() != "readme.md"]
+    return read, sorted(set(inside) - set(read))
+
+
+_ROWS = {"jsonl", "parquet"}
+
+
+def named(files: Sequence[Path], most: int = 3) -> str:
+    """How many files there are, and the first of them."""
+    rest = ", ..." if len(files) > most else ""
+    return f"{len(files)}: " + ", ".join(file.name for file in files[:most]) + rest
+
+
+def _inside(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Files below a folder, through links too, each folder once."""
+    seen.add(folder.resolve())
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_file():
+            yield entry
+        elif entry.is_dir() and entry.resolve() not in seen:
+            yield from _inside(entry, seen)
+
+
+def _suffix(path: Path) -> str:
+    return lexing.suffix_of(path.name)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Say in one line which file cannot be read."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def hub_documents(
@@ -143,19 +207,13 @@ def _document(row: dict, name: str, domain: str) -> Document:
     return Document(row["text"], str(stated or domain), name=name, licence=str(row.get("licence") or ""))
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[dict]] | None:
-    if path.suffix in (".txt", ".md", ".rst", ".py"):
-        return _read_text
-    if path.suffix == ".parquet":
-        return _read_parquet
-    return _read_lines if path.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst")) else None
+def _reader(path: Path) -> Callable[[Path], Iterator[dict]]:
+    return {"parquet": _read_parquet, "jsonl": _read_lines}.get(_suffix(path), _read_text)
 
 
 def _read_text(path: Path) -> Iterator[dict]:
-    try:
-        yield {"text": path.read_text(encoding="utf-8")}
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+    with _open(path) as content:
+        yield {"text": content.read()}
 
 
 def _read_lines(path: Path) -> Iterator[dict]:
@@ -163,17 +221,19 @@ def _read_lines(path: Path) -> Iterator[dict]:
         for line in lines:
             if line.strip():
                 try:
-                    yield json.loads(line)
+                    row = json.loads(line)
                 except ValueError as error:
                     raise ValueError(f"{path}: a line is not JSON: {error}") from error
+                yield row
 
 
 def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".xz":
+    if suffix == ".xz":
         return lzma.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".zst":
+    if suffix == ".zst":
         import fsspec  # knows zstd where the zstandard package is installed
 
         return fsspec.open(str(path), "rt", compression="zstd", encoding="utf-8").open()
@@ -261,34 +321,33 @@ def windows_from_documents(
     length: int,
     count: int,
     seed: int = 0,
-    per_document: int = 4,
+    per_document: int | None = None,
     source: str = "documents",
 ) -> Windows:
     """`count` windows of `length` tokens, as evenly over the domains as their documents allow.
 
-    Domains take turns; each turn gives one window from the domain's next document (in random order), at a random place;
-    windows of one document do not overlap, and no document gives more than `per_document`.
+    Domains take turns; each turn gives one window from the domain's next document (in random order), at a random place.
+    Windows of one document do not overlap, and a text that stands several times counts once.
+
+    Args:
+        per_document: most windows of one document; by default 4, and more only where that is too few.
 
     Raises:
         ValueError: if the documents hold fewer such windows, or length < 2.
     """
-    if length < 2 or count < 1 or per_document < 1:
-        raise ValueError(f"need length >= 2, count >= 1, per_document >= 1; got {length}, {count}, {per_document}")
-    tokenizer, rng = bare_tokenizer(tokenizer), np.random.default_rng(seed)
-    queues: dict[str, list[Document]] = {}
-    for document in documents:
-        queues.setdefault(document.domain, []).append(document)
-    turns = [_pieces(queues[d], tokenizer, length, per_document, rng) for d in sorted(queues)]
-    chosen: list[tuple[ndarray, Document]] = []
-    while turns and len(chosen) < count:
-        for turn in list(turns):
-            piece = next(turn, None)
-            if piece is None:
-                turns.remove(turn)
-            elif len(chosen) < count:
-                chosen.append(piece)
+    most = 4 if per_document is None else per_document
+    if length < 2 or count < 1 or most < 1:
+        raise ValueError(f"need length >= 2, count >= 1, per_document >= 1; got {length}, {count}, {most}")
+    tokenizer, queues = bare_tokenizer(tokenizer), _by_domain(documents)
+    chosen = _chosen(queues, tokenizer, length, count, most, seed)
+    if len(chosen) < count and per_document is None:
+        chosen = _chosen(queues, tokenizer, length, count, None, seed)
     if len(chosen) < count:
-        raise ValueError(f"the documents give {len(chosen)} windows of {length} tokens, {count} were asked for")
+        limit = "" if per_document is None else f", {per_document} of a document at most"
+        raise ValueError(
+            f"the documents give {len(chosen)} windows of {length} tokens{limit}, {count} were asked for: give more "
+            "text, or ask for fewer windows or shorter ones"
+        )
     chosen.sort(key=lambda c: (c[1].domain, c[1].name))
     return Windows(
         np.stack([ids for ids, _ in chosen]),
@@ -301,26 +360,57 @@ def windows_from_documents(
             "seed": seed,
             "origin": {d.name: f"{d.package} ({d.licence})" for _, d in chosen if d.package},
         },
-        _backend(tokenizer).get_vocab_size(),
+        tokenizer.get_vocab_size(),
     )
 
 
+def _by_domain(documents: Iterable[Document]) -> dict[str, list[Document]]:
+    """Documents by their domain, each text once."""
+    found: dict[str, list[Document]] = {}
+    seen: set[str] = set()
+    for document in documents:
+        content = content_hash(document.text)
+        if content not in seen:
+            seen.add(content)
+            found.setdefault(document.domain, []).append(document)
+    return found
+
+
+def _chosen(
+    queues: dict[str, list[Document]], tokenizer: Tokenizer, length: int, count: int, most: int | None, seed: int
+) -> list[tuple[ndarray, Document]]:
+    """Windows from the domains in turns, so many if there are."""
+    rng = np.random.default_rng(seed)
+    turns = [_pieces(queues[d], tokenizer, length, most, rng) for d in sorted(queues)]
+    found: list[tuple[ndarray, Document]] = []
+    while turns and len(found) < count:
+        for turn in list(turns):
+            piece = next(turn, None)
+            if piece is None:
+                turns.remove(turn)
+            elif len(found) < count:
+                found.append(piece)
+    return found
+
+
 def _pieces(
-    documents: list[Document], tokenizer: AnyTokenizer, length: int, per_document: int, rng: np.random.Generator
+    documents: list[Document], tokenizer: Tokenizer, length: int, most: int | None, rng: np.random.Generator
 ) -> Iterator[tuple[ndarray, Document]]:
     """Windows of one domain: one from every document in random order, then a second from each, ..."""
     order = [documents[i] for i in rng.permutation(len(documents))]
     slots: dict[int, list[ndarray]] = {}
-    for turn in range(per_document):
+    for turn in itertools.count():
         for number, document in enumerate(order):
             if turn == 0 and len(document.text) >= length:
                 ids = encode(tokenizer, document.text)
                 cells = len(ids) // length
                 shift = int(rng.integers(len(ids) - cells * length + 1))
-                starts = shift + length * rng.permutation(cells)[:per_document]
+                starts = shift + length * rng.permutation(cells)[:most]
                 slots[number] = [ids[s : s + length] for s in starts]
             if turn < len(slots.get(number, [])):
                 yield slots[number][turn], document
+        if turn >= max(map(len, slots.values()), default=0):
+            return
 
 
 def _backend(tokenizer: AnyTokenizer) -> Tokenizer:

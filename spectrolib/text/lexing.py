@@ -54,9 +54,23 @@ _TRACES = {
 }
 
 
+SOURCES = frozenset(_KIND_OF_SUFFIX) - set(_SUFFIXES["json"].split()) - set("csv tsv dat afm zi log".split())
+"""Suffixes of files that are texts to read, and no tables or data."""
+COMPRESSED = ("gz", "xz", "zst")
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file's name, in small letters and without that of its compression."""
+    path = PurePosixPath(name.lower())
+    if path.suffix[1:] in COMPRESSED:
+        path = path.with_suffix("")
+    return path.suffix[1:]
+
+
 def kind(document: str, domain: str, text: bytes = b"") -> str:
     """What a document is written in, one of `KINDS`: by its domain where this says so, by its suffix, by its looks."""
-    suffix = PurePosixPath(document).suffix.lstrip(".").lower()
+    suffix = suffix_of(re.sub(r":\d+$", "", document))
+    suffix = "" if suffix == "jsonl" and ":" in document else suffix  # a row of it is any text
     of_domain = _KIND_OF_DOMAIN.get(domain.lower().removeprefix("pile-"))
     if of_domain in ("prose", "latex"):  # docstrings are named after the .py file that holds them
         return of_domain

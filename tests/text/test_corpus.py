@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spectrobook.making.training import train_tokenizer
-from spectrolib.text import corpus
+from spectrolib.text import corpus, lexing
 from spectrolib.text.corpus import Document, Windows, windows_from_documents
 
 WORDS = "the chain walks near the minimum and every draw tells a little about the shape of the loss".split()
@@ -100,8 +100,40 @@ def test_windows_of_a_document_are_few_and_do_not_overlap(tokenizer):
         views = np.lib.stride_tricks.sliding_window_view(stream, 16)
         first, second = (np.flatnonzero((views == w).all(1))[0] for w in found.ids[found.document == document.name])
         assert abs(first - second) >= 16
-    with pytest.raises(ValueError, match=f"give {count} windows of 16 tokens, {count + 1} were asked"):
+    with pytest.raises(
+        ValueError, match=f"give {count} windows of 16 tokens, 2 of a document at most, {count + 1} were asked"
+    ):
         windows_from_documents(documents(), tokenizer, length=16, count=count + 1, per_document=2)
+
+
+def test_one_long_document_gives_as_many_windows_as_it_holds(tokenizer):
+    book = Document(text(1, 4_000), "book", name="book.txt")
+    found = windows_from_documents([book], tokenizer, length=16, count=200)
+    stream = corpus.encode(tokenizer, book.text)
+    views = np.lib.stride_tricks.sliding_window_view(stream, 16)
+    starts = sorted(int(np.flatnonzero((views == ids).all(1))[0]) for ids in found.ids)
+    assert min(np.diff(starts)) >= 16
+    cells = len(stream) // 16
+    assert len(windows_from_documents([book], tokenizer, length=16, count=cells)) == cells
+    with pytest.raises(ValueError, match=f"give {cells} windows of 16 tokens, {cells + 1} were asked for: give more"):
+        windows_from_documents([book], tokenizer, length=16, count=cells + 1)
+    with pytest.raises(ValueError, match="give 4 windows of 16 tokens, 4 of a document at most, 5 were"):
+        windows_from_documents([book], tokenizer, length=16, count=5, per_document=4)
+
+
+def test_the_limit_of_a_document_is_lifted_only_where_it_must(tokenizer):
+    default, limited = (
+        windows_from_documents(documents(), tokenizer, length=16, count=60, per_document=most) for most in (None, 4)
+    )
+    assert default.hash == limited.hash
+
+
+def test_a_text_that_stands_many_times_counts_once(tokenizer):
+    copies = [Document(text(5, 300), f"d{i % 3}", name=f"copy {i}") for i in range(40)]
+    found = windows_from_documents([*copies, *documents(("a",))], tokenizer, length=16, count=40)
+    names = {name for name in found.document.tolist() if name.startswith("copy")}
+    assert names == {"copy 0"}
+    assert len({ids.tobytes() for ids in found.ids}) == 40
 
 
 def test_a_small_domain_gives_what_it_has(tokenizer):
@@ -236,6 +268,57 @@ def test_local_folder(tmp_path):
     assert [d.text for d in found] == ["roses", *(r["text"] for r in ROWS)]
     assert found[0].domain == "poems"
     assert len(list(corpus.local_documents(tmp_path, limit=2))) == 2
+
+
+def test_files_that_people_have(tmp_path):
+    (tmp_path / "src" / "deep").mkdir(parents=True)
+    contents = {"A.TXT": "one", "paper.tex": "two", "b.txt.gz": "three", "src/deep/c.py": "four", "src/d.Md.XZ": "five"}
+    for name, text in contents.items():
+        content = text.encode()
+        pack = {".gz": gzip.compress, ".xz": lzma.compress}.get((tmp_path / name).suffix.lower(), bytes)
+        (tmp_path / name).write_bytes(pack(content))
+    for name in ("e.pdf", "data.csv", "README.md", ".git/f.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("other")
+    found = list(corpus.local_documents(tmp_path))
+    assert {d.text for d in found} == set(contents.values())
+    kinds = {d.text: lexing.kind(d.name, d.domain, b"") for d in found}
+    assert (kinds["two"], kinds["four"], kinds["three"]) == ("latex", "python", "prose")
+    _, left_out = corpus.text_files(tmp_path)
+    assert (
+        corpus.named(left_out) == "3: README.md, data.csv, e.pdf" and corpus.named(left_out, 1) == "3: README.md, ..."
+    )
+    for name, text in contents.items():
+        assert [d.text for d in corpus.local_documents(tmp_path / name)] == [text]
+
+
+def test_folders_that_are_linked_are_read_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.txt").write_text("linked")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "text" / "again").symlink_to(tmp_path / "text")
+    assert [d.text for d in corpus.local_documents(tmp_path / "text")] == ["linked"]
+
+
+def test_a_file_that_is_named_is_read_whatever_its_suffix(tmp_path):
+    for name in ("notes", "log.2024", "table.csv"):
+        (tmp_path / name).write_text("a text")
+        assert [d.text for d in corpus.local_documents(tmp_path / name)] == ["a text"]
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
+    with pytest.raises(ValueError, match=r"no text in .*picture\.png \(found 1: picture\.png\): expected \.txt"):
+        corpus.local_documents(tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.txt.xz", "a.jsonl.xz"])
+def test_broken_files_are_one_line_that_names_them(tmp_path, name):
+    pack = gzip.compress if name.endswith("gz") else lzma.compress
+    whole = pack(json.dumps({"text": text(0)}).encode())
+    for content in (whole[:-9], whole[: len(whole) // 2], b"no archive at all"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} cannot be read: ") as refused:
+            list(corpus.local_documents(tmp_path))
+        assert "\n" not in str(refused.value)
 
 
 def test_local_errors(tmp_path):

@@ -130,6 +130,10 @@ def test_windows_are_read_nearly_as_the_whole():
         ("row 7", "", b"plain words", "prose"),
         ("pile-arxiv:2", "pile-arxiv", b"", "latex"),
         ("x/METADATA", "readme", b"", "prose"),
+        ("src/a.py:0", "src", b"", "python"),
+        ("A.TEX.gz:0", "", b"", "latex"),
+        ("rows.jsonl:12", "", b"plain words", "prose"),
+        ("rows.jsonl", "", b"plain words", "json"),
     ],
 )
 def test_kinds(document, domain, text, expected):
