@@ -16,10 +16,10 @@ def info(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measur
     """Say what a run folder holds: the plan, the state, whether the chains are in order, how reliable the result is."""
     from ..model.components import FULL
     from ..model.engine import groups
-    from ..run.store import finished_tasks, open_result, read_manifest
+    from ..run.store import finished_tasks, open_result, run_manifest
 
     with one_line_errors():
-        manifest = read_manifest(run)
+        manifest = run_manifest(run)
         settings = manifest["settings"]
         first_order = manifest.get("first_order", False)
         total = 1 if first_order else len(groups([*manifest["components"], FULL])) * settings["chains"]
@@ -41,8 +41,10 @@ def info(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measur
                 "state": f"{done} of {total} tasks are done{begun}",
             },
         )
-        if (run / "result.zarr").exists() and not first_order:
-            _print_diagnostics(console(), open_result(run))
+        if (run / "result.zarr").exists():
+            result = open_result(run)
+            if "loss_rise" in result:  # not to first order, nor of a finished table from elsewhere
+                _print_diagnostics(console(), result)
 
 
 def _print_diagnostics(terminal: Console, result) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+
+from ..text.jsonfiles import Fields, read_json
 
 
 def settings_of_clusters(run: Path) -> dict:
@@ -12,8 +13,8 @@ def settings_of_clusters(run: Path) -> dict:
     if not file.exists():
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")).get("settings", {}))
-    except (ValueError, TypeError, AttributeError) as error:
+        return dict(Fields(read_json(file), str(file)).table("settings", {}).content)
+    except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): run `spectro cluster {run}` again") from error
 
 
@@ -67,12 +68,12 @@ def tokenizer_for(run: Path, result, model: str):
 def _tokenizer(run: Path, model: str):
     """Of the model that is named, or of the measured one if it is at hand; None if it is not."""
     from ..model.loading import load_model
-    from ..run.store import read_manifest
+    from ..run.store import run_manifest
 
     if model:
         return load_model(model).tokens
     try:
-        measured = read_manifest(run)["model"]
+        measured = run_manifest(run)["model"]
         return load_model(measured["name"], revision=measured["revision"]).tokens
     except (ValueError, ImportError, KeyError):
         return None
@@ -81,9 +82,9 @@ def _tokenizer(run: Path, model: str):
 def reader_of(run: Path, name: str):
     """The model whose activations are read, and whether it is the measured one."""
     from ..model.loading import load_model
-    from ..run.store import read_manifest
+    from ..run.store import run_manifest
 
-    measured = read_manifest(run)["model"]
+    measured = run_manifest(run)["model"]
     if name:
         found = load_model(name)
         return found, found.hash == measured["hash"]

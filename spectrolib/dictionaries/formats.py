@@ -18,8 +18,9 @@ import torch
 from scipy.sparse import csr_array, vstack
 
 from ..model.activations import activations, place, untrained
-from ..model.loading import engine_of
+from ..model.loading import check_finite, engine_of
 from ..text.corpus import BUNDLED, Windows
+from ..text.jsonfiles import Fields, check_fetched, read_json
 from .autoencoders import Autoencoder
 
 FOLDER = BUNDLED / "autoencoders"
@@ -259,8 +260,9 @@ def _read_sparsify(source: Path, site: str) -> Autoencoder:
     from safetensors.torch import load_file
 
     file = source / "sae.safetensors"
+    config = read_json(source / "cfg.json")
     try:
-        config = json.loads((source / "cfg.json").read_text())
+        check_fetched(file)
         tensors = {name: w.float() for name, w in load_file(file).items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{source} cannot be read as a dictionary of sparsify: {error}") from error
@@ -269,13 +271,16 @@ def _read_sparsify(source: Path, site: str) -> Autoencoder:
             raise ValueError(f"{source}/cfg.json has {option!r} set: only plain TopK autoencoders are supported")
     if config.get("activation", "topk") != "topk":
         raise ValueError(f"{source}/cfg.json has activation {config['activation']!r}: only 'topk' is supported")
-    width, features = config["d_in"], config.get("num_latents") or config["d_in"] * config["expansion_factor"]
+    fields = Fields(config, f"{source}/cfg.json")
+    width, k = fields.whole("d_in"), fields.whole("k")
+    latents = fields.whole("num_latents", 0, least=0)  # 0 says: as many as the expansion factor makes
+    features = latents or width * fields.whole("expansion_factor")
+    if k > features:
+        raise ValueError(f"k is {k} in {source}/cfg.json: there are only {features} features")
     _check_shapes(tensors, {"W_dec": (features, width), "b_dec": (width,)}, features, width, file)
-    card = (
-        json.loads((source / "card.json").read_text()) if (source / "card.json").exists() else {"source": str(source)}
-    )
+    card = read_json(source / "card.json") if (source / "card.json").exists() else {"source": str(source)}
     parts = (tensors[name] for name in ("encoder.weight", "encoder.bias", "W_dec", "b_dec"))
-    return Autoencoder(*parts, k=config["k"], site=site, card=card)
+    return Autoencoder(*parts, k=k, site=site, card=card)
 
 
 def _read_marks(data: bytes, source: str, site: str) -> Autoencoder:
@@ -300,6 +305,7 @@ def _check_shapes(tensors: Mapping, others: Mapping, features: int, width: int, 
             f"{source} does not hold the tensors of a plain autoencoder of {features} features and width {width}: "
             + "; ".join(f"{name} is {found.get(name, 'missing')}, not {wanted.get(name, 'wanted')}" for name in wrong)
         )
+    check_finite(tensors, str(source))
 
 
 def _from_hub(name: str, site: str | None) -> Autoencoder:

@@ -88,7 +88,7 @@ class LanguageModel:
         named = {_plain_name(name, self.shape): w.detach() for name, w in self.model.named_parameters()}
         found = {name: (str(w.dtype).removeprefix("torch."), tuple(w.shape)) for name, w in named.items()}
         _check_tensors(found, self.shape, f"model {self.name!r}")
-        _check_finite(named, f"model {self.name!r}")
+        check_finite(named, f"model {self.name!r}")
         return {name: named[name] for name, _ in tensors(self.shape)}
 
     @cached_property
@@ -216,7 +216,7 @@ def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     weights = {}
     for file in _weight_files(folder):
         weights |= {_plain_name(name, shape): tensor.float() for name, tensor in load_file(file).items()}
-    _check_finite(weights, str(folder))
+    check_finite(weights, str(folder))
     return config, {name: weights[name] for name, _ in tensors(shape)}
 
 
@@ -350,7 +350,8 @@ def _check_tensors(found: Mapping[str, tuple[str, tuple[int, ...]]], shape: Shap
         )
 
 
-def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Raise a ValueError that names a tensor with NaN or infinity in it."""
     for name, tensor in weights.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} in {where} holds NaN or infinity: its weights are damaged")

@@ -18,6 +18,7 @@ import torch
 
 from ..model.agreement import check_agreement, wants_check
 from ..model.loading import LanguageModel
+from ..text.jsonfiles import Fields
 from .bank import open_bank
 from .cost import within
 from .firstorder import assemble_gradients, prepare
@@ -122,10 +123,16 @@ def fitted(plan: Plan, out: str | Path, memory: float | None = None) -> Plan:
     """
     begun = (Path(out) / "manifest.json").exists()
     if begun and plan.tokens_per_pass is None:
-        plan = replace(plan, tokens_per_pass=read_manifest(out).get("machine", {}).get("tokens_per_pass"))
+        plan = replace(plan, tokens_per_pass=_passes_of(out))
     if memory is None and plan.model.device.type == "cuda":
         memory = CARD_SHARE * torch.cuda.get_device_properties(plan.model.device).total_memory
     return plan if memory is None else within(plan, memory, keep_passes=begun)
+
+
+def _passes_of(out: str | Path) -> int | None:
+    """The tokens in one pass that a run has begun with."""
+    held = Fields(read_manifest(out), str(Path(out) / "manifest.json"))
+    return held.table("machine", {}).whole("tokens_per_pass", None)
 
 
 def _folder(model: LanguageModel, run: RunFolder) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy import ndarray
 
 from ..estimator import CovarianceSums, ResolvedSums, merge_all
-from ..text.jsonfiles import short
+from ..text.jsonfiles import Fields, read_json, short
 from .files import part_of, refusing, write_whole
 
 if TYPE_CHECKING:
@@ -387,7 +387,7 @@ def open_json(folder: str | Path, name: str, form: int, command: str, read: Call
     if not file.exists():
         raise ValueError(f"{folder} holds no {file.stem} (no {name}): {again}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         if content["format"] != form:
             raise ValueError(f"format {content['format']} instead of {form}")
         return read(content)
@@ -430,18 +430,36 @@ def open_clusters(folder: str | Path) -> Clustering:
 
 
 def read_manifest(path: str | Path) -> dict:
-    """The manifest of a run folder.
+    """The manifest of a run folder, or of a bank of draws.
 
     Raises:
         ValueError: if there is none, or it is damaged.
     """
     file = Path(path) / "manifest.json"
-    try:
-        return json.loads(file.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path} is not a run folder: it has no manifest.json") from None
-    except json.JSONDecodeError:
-        raise ValueError(f"{file} is damaged: it is not JSON") from None
+    if not file.is_file():
+        raise ValueError(f"{path} is not a run folder: it has no manifest.json")
+    return read_json(file)
+
+
+def run_manifest(path: str | Path) -> dict:
+    """The manifest of a run folder, with what every run's says.
+
+    Raises:
+        ValueError: if there is none, or it lacks something.
+    """
+    manifest = read_manifest(path)
+    fields = Fields(manifest, str(Path(path) / "manifest.json"))
+    for name in ("name", "hash"):
+        fields.table("model").word(name)
+    for name in ("settings", "windows", "versions"):
+        fields.table(name)
+    fields.table("settings").whole("chains", least=0)
+    for role, windows in fields.table("windows").content.items():
+        fields.table("windows").table(role)
+        Fields({"shape": windows.get("shape")}, f"{role} in windows in {fields.source}").wholes("shape", 2)
+    fields.words("components")
+    fields.word("estimator")
+    return manifest
 
 
 def _differences(held, wanted, where: str = "") -> list[str]:

@@ -92,7 +92,7 @@ def local_documents(path: str | Path, *, limit: int | None = None) -> Iterator[D
     if not files:
         found = f" (found {named(left_out)})" if left_out else ""
         raise ValueError(
-            f"no text in {path}{found}: expected .txt, .md, .tex, source files, .jsonl (also .gz, .xz, .zst), or .parquet"
+            f"no text in {path}{found}: expected .txt, .md, .tex, source files, .jsonl (or .gz, .xz, .zst), .parquet"
         )
 
     def documents() -> Iterator[Document]:

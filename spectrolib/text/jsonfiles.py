@@ -79,6 +79,11 @@ class Fields:
         right = lambda value: type(value) is list and all(type(entry) is str for entry in value)  # noqa: E731
         return self._value(name, default, right, "a list of texts")
 
+    def wholes(self, name: str, count: int) -> list[int]:
+        """So many whole numbers."""
+        right = lambda value: type(value) is list and [type(entry) for entry in value] == [int] * count  # noqa: E731
+        return self._value(name, _REQUIRED, right, f"a list of {count} whole numbers")
+
     def table(self, name: str, default: Any = _REQUIRED) -> Fields:
         """An object within this one."""
         found = self._value(name, default, lambda value: isinstance(value, Mapping), "an object, {...}")

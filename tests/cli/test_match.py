@@ -226,7 +226,7 @@ def bad(run, dictionary, what: str):
         ("no clusters", "run `spectro cluster {run}`"),
         ("none found", "{run} has no clusters"),
         ("other tokens", "{run} has no clusters of its 320 tokens"),
-        ("damaged", "manifest.json is damaged"),
+        ("damaged", "manifest.json"),
         ("other model now", "is another one now"),
         ("gone", "; name the measured model with --model"),
         ("too wide", "for activations of width 8, those of the model have 16"),

@@ -185,6 +185,43 @@ def test_files_that_do_not_fit(tmp_path):
         load(tmp_path / "gated", "l3 residual")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"d_in": None}, "cfg.json lacks 'd_in'"),
+        ({"k": None}, "cfg.json lacks 'k'"),
+        ({"k": "8"}, 'k is "8" in .*cfg.json: it must be a whole number of at least 1'),
+        ({"k": 0}, "k is 0 in .*cfg.json"),
+        ({"k": 41}, "k is 41 in .*cfg.json: there are only 40 features"),
+        ({"d_in": 12.0}, "d_in is 12.0"),
+        ({"num_latents": None, "expansion_factor": "32"}, 'expansion_factor is "32"'),
+    ],
+)
+def test_a_configuration_that_is_not_what_is_meant(tmp_path, change, message):
+    write_sparsify(tmp_path / "layers.3", random_autoencoder(), **change)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, "l3 residual")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "version https://git-lfs.github.com/spec/v1\n"])
+def test_files_of_a_dictionary_that_are_no_objects(tmp_path, content):
+    write_sparsify(tmp_path / "layers.3", random_autoencoder())
+    for name in ("card.json", "cfg.json"):
+        (tmp_path / "layers.3" / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{name} (must hold a JSON object|is a Git LFS pointer)"):
+            load(tmp_path, "l3 residual")
+
+
+def test_weights_of_a_dictionary_that_are_no_numbers(tmp_path):
+    sae = random_autoencoder()
+    sae.bias[3] = torch.nan
+    write_sparsify(tmp_path / "layers.3", sae)
+    write_marks(tmp_path / "marks" / "ae.pt", sae)
+    for place, name in ((tmp_path, "b_dec"), (tmp_path / "marks", "bias")):
+        with pytest.raises(ValueError, match=rf"{name} in .* holds NaN or infinity"):
+            load(place, "l3 residual")
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("code was run",))

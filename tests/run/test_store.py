@@ -11,7 +11,16 @@ import xarray as xr
 from measuring import files, random_record
 
 from spectrolib.estimator import CovarianceSums
-from spectrolib.run.store import ComponentRecord, RunFolder, TaskFile, open_packed, open_result, pack, read_manifest
+from spectrolib.run.store import (
+    ComponentRecord,
+    RunFolder,
+    TaskFile,
+    open_packed,
+    open_result,
+    pack,
+    read_manifest,
+    run_manifest,
+)
 
 MANIFEST = {"settings": {"gamma": 300.0, "draws": 8}, "components": ["l0h0"]}
 
@@ -159,10 +168,37 @@ def test_manifests_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"is not a run folder: it has no manifest.json"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text('{"settings": ')
-    with pytest.raises(ValueError, match=r"manifest.json is damaged: it is not JSON"):
+    with pytest.raises(ValueError, match=r"manifest.json is not valid JSON"):
         read_manifest(tmp_path)
     with pytest.raises(ValueError, match=r"is not a run folder"):
         read_manifest(tmp_path / "manifest.json")
+
+
+MODEL, WINDOWS = {"name": "m", "hash": "h"}, {"probe": {"shape": [2, 9]}}
+WHOLE = {"model": MODEL, "settings": {"chains": 2}, "windows": WINDOWS, "versions": {}, "components": ["embed"]}
+WHOLE |= {"estimator": "two_chain"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "must hold a JSON object"),
+        ({}, "lacks 'model'"),
+        (WHOLE | {"model": {"name": "m"}}, "model in .* lacks 'hash'"),
+        (WHOLE | {"model": "m"}, "model is .*must be an object"),
+        (WHOLE | {"settings": {"chains": "2"}}, 'chains is "2" in settings'),
+        (WHOLE | {"components": "embed"}, "components is .*a list of texts"),
+        (WHOLE | {"windows": {"probe": {"shape": [2]}}}, "shape is .* in probe in windows .*2 whole numbers"),
+        (WHOLE | {"windows": {"probe": 3}}, "probe is 3"),
+        (WHOLE | {"estimator": None}, "lacks 'estimator'"),
+    ],
+)
+def test_a_run_is_refused_by_the_name_of_what_its_manifest_lacks(tmp_path, content, message):
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        run_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(WHOLE))
+    assert run_manifest(tmp_path) == WHOLE
 
 
 # Results
