@@ -17,6 +17,7 @@ from .map import map_
 from .match import match
 from .measure import measure
 from .plan import plan
+from .terminal import speak_plainly
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 for _command in (measure, info, cluster, cards, map_, match, plan):
@@ -36,3 +37,4 @@ def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Susceptibilities of language models: how every component of a model responds to every token in its context."""
+    speak_plainly()

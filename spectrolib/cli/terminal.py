@@ -1,9 +1,11 @@
-"""What the commands share: errors in one line, rows of words, numbers for people."""
+"""What the commands share: errors in one line, rows of words, numbers for people, letters that a terminal knows."""
 
 from __future__ import annotations
 
+import codecs
 import math
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,34 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+_SPELLED = {
+    "β": "beta",
+    "γ": "gamma",
+    "ε": "eps",
+    "≥": ">=",
+    "≤": "<=",
+    "×": "x",
+    "·": "|",
+    "…": "...",
+    "–": "-",
+    "χ": "chi",
+}
+"""Letters of ours, for terminals that have others."""
+
+
+def speak_plainly() -> None:
+    """Let what the terminal's encoding lacks be spelled out, or shown as a question mark, in place of an error."""
+    codecs.register_error("spectro", _spelled)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="spectro")
+
+
+def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
 
 
 @contextmanager
@@ -29,13 +59,18 @@ def one_line_errors(stopped: str = "") -> Iterator[None]:
         _fail(error, 2)
     except (ChainError, WorkerDied) as error:
         _fail(error, 1)
+    except BrokenPipeError:  # whoever reads has enough
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}; what is finished is kept", 1)
     except KeyboardInterrupt as error:
         words = f"stopped: {stopped}" if stopped else "; ".join(["stopped", *error.args, "the same command goes on"])
         console(stderr=True).print(words, soft_wrap=True)
         raise typer.Exit(130) from None
 
 
-def _fail(error: Exception, code: int) -> None:
+def _fail(error: Exception | str, code: int) -> None:
     console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
     raise typer.Exit(code)
 
