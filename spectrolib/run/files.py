@@ -32,6 +32,27 @@ def settle(part: Path, file: Path) -> None:
 
 
 @contextmanager
+def only_writer(file: Path, place: str | Path) -> Iterator[None]:
+    """Be the one process that writes at ``place``: the system locks a file there for as long as the process lives.
+
+    Where the system or the disk knows no locks, nothing is held.
+
+    Raises:
+        ValueError: if another process holds it.
+    """
+    with file.open("rb") as held:
+        try:
+            import fcntl
+
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is writing to {place}: wait for it, or name another folder") from None
+        except (ImportError, OSError):
+            pass
+        yield
+
+
+@contextmanager
 def refusing(place: str | Path) -> Iterator[None]:
     """Say in a ValueError that ``place`` cannot be written where the system says so."""
     try:

@@ -67,8 +67,8 @@ def measure(
 
     Raises:
         ValueError: if the folder belongs to another plan or cannot be written, or the bank to other chains; if executor
-            or workers make no sense, or if the smallest shards need more than ``memory``; or if transformers has other
-            losses.
+            or workers make no sense; if another process writes to the folder; if the smallest shards need more than
+            ``memory``; or if transformers has other losses.
         ChainError: if a chain leaves the neighbourhood of w*; what other tasks finished is kept.
         WorkerDied: if a process was killed from outside, for lack of memory for example, or a cluster's scheduler is
             lost.
@@ -81,28 +81,29 @@ def measure(
     if not (Path(out) / "manifest.json").exists() and (wants_check(plan.model) if check is None else check):
         check_agreement(plan.model, plan.probe)
     run = RunFolder(out, plan.manifest())
-    left = plan.left(run.finished())
-    if left:
-        job = Job(
-            folder=_folder(plan.model, run),
-            device=str(plan.model.device),
-            sampling=plan.sampling.ids,
-            loss=plan.loss.ids,
-            probe=plan.probe.ids,
-            settings=plan.settings,
-            blocks=plan.blocks,
-            width=plan.width,
-            tokens_per_pass=plan.tokens_per_pass,
-            direction=str(prepare(plan, run).resolve()) if plan.first_order else "",
-            bank=kept,
-        )
-        with (
-            show_progress(plan, left, progress) as advance,
-            open_executor(executor, workers, job, run.path.resolve() / "tasks", left, advance) as submit,
-        ):
-            _run_all(submit, left, run, advance)
-    if left or not run.result_path.exists():
-        run.save_result((assemble_gradients if plan.first_order else assemble)(plan, run))
+    with run.alone():
+        left = plan.left(run.finished())
+        if left:
+            job = Job(
+                folder=_folder(plan.model, run),
+                device=str(plan.model.device),
+                sampling=plan.sampling.ids,
+                loss=plan.loss.ids,
+                probe=plan.probe.ids,
+                settings=plan.settings,
+                blocks=plan.blocks,
+                width=plan.width,
+                tokens_per_pass=plan.tokens_per_pass,
+                direction=str(prepare(plan, run).resolve()) if plan.first_order else "",
+                bank=kept,
+            )
+            with (
+                show_progress(plan, left, progress) as advance,
+                open_executor(executor, workers, job, run.path.resolve() / "tasks", left, advance) as submit,
+            ):
+                _run_all(submit, left, run, advance)
+        if left or not run.result_path.exists():
+            run.save_result((assemble_gradients if plan.first_order else assemble)(plan, run))
     return open_result(out)
 
 

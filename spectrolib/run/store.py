@@ -18,6 +18,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -27,7 +28,7 @@ from numpy import ndarray
 
 from ..estimator import CovarianceSums, ResolvedSums, merge_all
 from ..text.jsonfiles import Fields, read_json, short
-from .files import part_of, refusing, write_whole
+from .files import only_writer, part_of, refusing, write_whole
 
 if TYPE_CHECKING:
     from ..clustering import Clustering
@@ -79,6 +80,10 @@ class RunFolder:
 
     def __init__(self, path: str | Path, manifest: Mapping):
         self.path = claim(path, manifest, inside="tasks")
+
+    def alone(self) -> AbstractContextManager[None]:
+        """What only one process may be in at a time: it writes here. A ValueError says that there is another."""
+        return only_writer(self.path / "manifest.json", self.path)
 
     def task_file(self, name: str) -> Path:
         return self.path / "tasks" / f"{name}.npz"
@@ -161,11 +166,12 @@ def claim(
         (path / inside / "writable").unlink()
         if not stored.exists():
             write_whole(stored, lambda part: part.write_bytes(text.encode()))
-    held = read_manifest(path)
-    if held != json.loads(text):
+    held, wanted = read_manifest(path), json.loads(text)
+    if _same_model(held, wanted):
+        wanted["model"] = held["model"]
+    if held != wanted:
         raise ValueError(
-            f"{path} belongs to {of} ({'; '.join(_differences(held, json.loads(text)))}): "
-            "name a new folder, or repeat that plan"
+            f"{path} belongs to {of} ({'; '.join(_differences(held, wanted))}): name a new folder, or repeat that plan"
         )
     return path
 
@@ -460,6 +466,13 @@ def run_manifest(path: str | Path) -> dict:
     fields.words("components")
     fields.word("estimator")
     return manifest
+
+
+def _same_model(held: Mapping, wanted: Mapping) -> bool:
+    """Whether two manifests are of the same weights, whatever the place is called where they lie."""
+    models = [manifest.get("model") for manifest in (held, wanted)]
+    hashes = {model.get("hash") if isinstance(model, dict) else None for model in models}
+    return len(hashes) == 1 and not hashes & {None, ""}
 
 
 def _differences(held, wanted, where: str = "") -> list[str]:

@@ -1,8 +1,11 @@
 """Files are there whole or not at all."""
 
+import subprocess
+import sys
+
 import pytest
 
-from spectrolib.run.files import part_of, refusing, write_whole
+from spectrolib.run.files import only_writer, part_of, refusing, write_whole
 
 
 def test_a_file_bears_its_name_once_it_is_written(tmp_path):
@@ -29,3 +32,19 @@ def test_what_is_there_stays_where_writing_fails(tmp_path):
     assert file.read_text() == "before"
     with pytest.raises(ValueError, match=r"a\.json cannot be written: No space left on device"), refusing(file):
         write_whole(file, half)
+
+
+def test_a_lock_is_seen_by_other_processes_and_ends_with_its_own(tmp_path):
+    file = tmp_path / "a"
+    file.touch()
+    hold = "import sys; from pathlib import Path; from spectrolib.run.files import only_writer\n"
+    hold += "with only_writer(Path(sys.argv[1]), 'here'): print('held', flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", hold, str(file)], **pipes)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match="another process is writing to here"), only_writer(file, "here"):
+        pass
+    other.kill()  # no chance to tidy up
+    other.communicate()
+    with only_writer(file, "here"):
+        pass

@@ -135,6 +135,28 @@ def test_a_folder_belongs_to_its_plan(tmp_path):
         RunFolder(tmp_path / "run", other)
 
 
+def test_the_same_model_by_another_name_is_the_same_plan(tmp_path):
+    named = lambda name, digest="ab": MANIFEST | {"model": {"name": name, "revision": None, "hash": digest}}  # noqa: E731
+    RunFolder(tmp_path / "run", named("models/small"))
+    RunFolder(tmp_path / "run", named("/home/me/models/small"))
+    assert read_manifest(tmp_path / "run")["model"]["name"] == "models/small"
+    with pytest.raises(ValueError, match=r"model.hash: there .ab., here .cd."):
+        RunFolder(tmp_path / "run", named("models/small", "cd"))
+    RunFolder(tmp_path / "other", named("unknown", ""))
+    with pytest.raises(ValueError, match=r"model.name"):  # without a hash the name is all there is
+        RunFolder(tmp_path / "other", named("somebody's", ""))
+
+
+def test_a_folder_has_one_writer(tmp_path):
+    run = RunFolder(tmp_path / "run", MANIFEST)
+    with run.alone():
+        with pytest.raises(ValueError, match=r"another process is writing to .*run: wait for it"), run.alone():
+            pass
+        RunFolder(tmp_path / "other", MANIFEST).alone().__enter__()
+    with run.alone():
+        assert sorted(file.name for file in run.path.iterdir()) == ["manifest.json", "tasks"]
+
+
 def test_a_folder_with_other_files_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"is not a run folder and not empty \(it holds thesis.tex\)"):
