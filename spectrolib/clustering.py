@@ -12,6 +12,7 @@ those well. `certify` compares what was found with exact solutions, and `spectro
 from __future__ import annotations
 
 import functools
+import math
 import multiprocessing
 import signal
 import tempfile
@@ -258,8 +259,8 @@ def check(options: Options, method: str, stop: float = STOP) -> None:
         raise ValueError(f"min_size must be at least 1, got {options.min_size}")
     if options.max_size is not None and options.max_size < options.min_size:
         raise ValueError(f"max_size must be at least min_size = {options.min_size}, got {options.max_size}")
-    if options.barrier < 1:
-        raise ValueError(f"barrier must be at least 1 (1 asks for nothing), got {options.barrier}")
+    if not 1 <= options.barrier < math.inf:
+        raise ValueError(f"barrier must be a number of at least 1 (1 asks for nothing), got {options.barrier}")
     if not 0 <= stop < 1:
         raise ValueError(f"stop must lie from 0 to 1, got {stop}")
 
@@ -394,6 +395,8 @@ def stable_clusters(
     for name, value in (("share", share), ("least", least)):
         if not 0 < value <= 1:
             raise ValueError(f"{name} must lie above 0 and be at most 1, got {value}")
+    if not 0 <= quiet < math.inf:
+        raise ValueError(f"quiet must be a number of at least 0, got {quiet}")
     length = np.sqrt((rows.astype(np.float64) ** 2).sum(axis=1))
     loud = np.flatnonzero(length > quiet * np.sqrt((length**2).mean()))
     if len(loud) <= k:

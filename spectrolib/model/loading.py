@@ -165,7 +165,7 @@ def load_model(
 
     Args:
         name_or_path: "bundled"; a folder with config.json and safetensors files; or a name on the hub,
-            "EleutherAI/pythia-14m".
+            "EleutherAI/pythia-14m". What lies in a folder that is there is no question to the hub.
         revision: branch, tag or commit on the hub; for Pythia also a training step, "step1000".
         device: "auto" takes a CUDA device if there is one.
         dtype: "float32", "float16" or "bfloat16"; files in half precision are widened to it.
@@ -183,6 +183,8 @@ def load_model(
     shape = Shape.from_config(_config(folder))
     _check_weights(folder, shape)
     check_named(name, shape)
+    if _local(name):
+        name = str(folder.resolve())  # the same from any working directory
     return LanguageModel(name=name, path=folder, revision=revision, device=target, dtype=dtype)
 
 
@@ -235,8 +237,14 @@ def _device(device: str) -> torch.device:
         target = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+    if target.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported: it must be 'auto', 'cpu', 'cuda', 'cuda:1', ...")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but there is no CUDA device here")
+    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} was asked for, but there are only {torch.cuda.device_count()} of them here"
+        )
     return target
 
 
@@ -244,16 +252,23 @@ def _device(device: str) -> torch.device:
 # Folders and files
 
 
+def _local(name: str) -> bool:
+    """Whether that names a folder here."""
+    return name not in ("", "bundled") and Path(name).expanduser().is_dir()
+
+
 def _folder(name: str, revision: str | None) -> Path:
     """The local folder of a model, fetched from the hub if need be."""
+    path = Path(name).expanduser()
+    if revision and (name == "bundled" or _local(name)):
+        raise ValueError(f"revision {revision!r} is of models on the hub, and {name!r} is a local one: leave it out")
     if name == "bundled":
         return BUNDLED
-    path = Path(name).expanduser()
-    if name and path.is_dir():
+    if _local(name):
         return path
     known = "give 'bundled', a folder with config.json and safetensors files, or a name on the hub such as "
     known += "'EleutherAI/pythia-14m'"
-    if path.exists() or not _HUB_NAME.fullmatch(name):
+    if path.exists() or not _HUB_NAME.fullmatch(name) or (path.parent != Path() and path.parent.is_dir()):
         raise ValueError(f"no model folder {name!r}: {known}")
     from huggingface_hub import hf_hub_download, snapshot_download
 

@@ -50,8 +50,9 @@ class Plan:
     components: tuple[str, ...] = ()
     """Components to measure; all of them by default. The unrestricted chain is always added."""
     estimator: Estimator = "two_chain"
-    blocks: int = 2
-    """Consecutive blocks into which the draws of a chain are summed: two give split halves."""
+    blocks: int | None = None
+    """Consecutive blocks into which the draws of a chain are summed: by default two, which give split halves, or one of
+    a single draw."""
     channels: int = 512
     """Channels of resolved rows (`estimator.ResolvedSums`), shared equally among the components; 0 for none."""
     first_order: bool = False
@@ -72,6 +73,8 @@ class Plan:
             raise ValueError("components must be named once each, without 'full': the unrestricted chain is always run")
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"unknown estimator {self.estimator!r}: it must be one of {ESTIMATORS}")
+        if self.blocks is None:
+            object.__setattr__(self, "blocks", min(2, self.settings.draws))
         if not 1 <= self.blocks <= self.settings.draws:
             raise ValueError(f"blocks must lie between 1 and the {self.settings.draws} draws, got {self.blocks}")
         if self.channels < 0:
@@ -87,14 +90,16 @@ class Plan:
             windows = getattr(self, role)
             highest = int(windows.ids.max())
             if highest >= shape.vocabulary:
+                mine = own and windows.provenance.get("tokenizer") == own
+                reason = "its tokenizer has more tokens than its embedding has rows, so one of them is another model's"
                 raise ValueError(
                     f"the {role} windows hold token id {highest}, beyond the model's vocabulary of {shape.vocabulary}: "
-                    "they were made with another tokenizer"
+                    + (reason if mine else "they were made with another tokenizer")
                 )
             if shape.longest and windows.length - 1 > shape.longest:
                 raise ValueError(
                     f"the {role} windows hold {windows.length} tokens, and the model reads {shape.longest} at once: "
-                    f"cut windows of at most {shape.longest + 1}"
+                    f"cut windows of at most {shape.longest + 1} (the profile's length)"
                 )
             if own and windows.provenance.get("tokenizer") not in {None, own}:
                 raise ValueError(
@@ -209,6 +214,7 @@ class Plan:
 def profile_windows(profile: Profile, model: LanguageModel) -> dict[str, Windows]:
     """The sampling, loss and probe windows of a profile, disjoint."""
     if profile.source == "bundled":
+        _check_reads_bundled(profile, model)
         pool = bundled_windows("sampling").cut(profile.length)
         probe = bundled_windows("heldout").cut(profile.length)
         wanted = profile.sampling_windows + profile.loss_windows
@@ -223,6 +229,15 @@ def profile_windows(profile: Profile, model: LanguageModel) -> dict[str, Windows
         }
     total = profile.sampling_windows + profile.loss_windows + profile.probe_windows
     return text_windows(profile, model, hub_documents(profile.source, limit=2 * total), profile.source)
+
+
+def _check_reads_bundled(profile: Profile, model: LanguageModel) -> None:
+    """Refuse a model with a tokenizer of its own, and say which texts it could take."""
+    if model.tokens is not None and tokenizer_hash(model.tokens) != bundled_windows("heldout").provenance["tokenizer"]:
+        raise ValueError(
+            f"the text of profile {profile.name!r} is cut with the bundled model's tokenizer, and {model.name!r} has "
+            "another: give text to cut with its own, --text FILE or FOLDER, or --data NAME of a data set on the hub"
+        )
 
 
 def text_windows(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -112,6 +113,10 @@ def test_a_run_in_shards_says_how_far_it_is(folder, text, small, monkeypatch, tm
         (("--text", "no-such-file.txt"), "no such file or folder: no-such-file.txt"),
         (("--text", "a", "--data", "b"), "give --text or --data, not both"),
         (("--device", "abacus"), "unknown device 'abacus'"),
+        (("--device", "mps"), "device 'mps' is not supported: it must be 'auto', 'cpu', 'cuda'"),
+        (("--device", "xpu", "--dry-run"), "device 'xpu' is not supported"),
+        (("--device", "meta"), "device 'meta' is not supported"),
+        (("--revision", "step1000"), "revision 'step1000' is of models on the hub, and 'bundled' is a local one"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, message):
@@ -128,13 +133,28 @@ def test_bad_components_windows_and_folders_are_one_line(folder, text, small, tm
     few = refused("measure", "--model", folder, "--text", short, "--out", tmp_path / "run")
     assert "the documents give 1 windows of 9 tokens, 11 were asked for" in few
     foreign = refused("measure", "--model", folder, "--out", tmp_path / "run")
-    assert "beyond the model's vocabulary of 257" in foreign
+    assert "is cut with the bundled model's tokenizer" in foreign and "--text FILE or FOLDER, or --data" in foreign
     assert not (tmp_path / "run").exists()
     below = ("measure", "--model", folder, "--text", text, "--out", short / "run")
     assert "short.txt/run cannot be written" in refused_after_plan(*below)
     others = ("measure", "--model", folder, "--text", text, "--out", text)
     assert "is not a run folder and not empty (it holds code)" in refused_after_plan(*others)
     assert "workers must be at least 1, got 0" in refused_after_plan(*run, "--workers", 0)
+
+
+def test_a_single_draw_can_be_measured_and_looked_at(folder, text, small, tmp_path):
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0")
+    code, _, error = spectro(*run, "--draws", 1, "--workers", 1)
+    assert code == 0, error
+    assert spectro("info", tmp_path / "run")[0] == 0
+
+
+def test_files_that_are_left_out_are_counted_and_named(folder, text, small, tmp_path):
+    shutil.copytree(text, tmp_path / "text")
+    (tmp_path / "text" / "table.xlsx").write_bytes(b"PK")
+    run = ("measure", "--model", folder, "--text", tmp_path / "text", "--out", tmp_path / "run", "--dry-run")
+    out = re.sub(r"\s+", " ", spectro(*run)[1])
+    assert f"left out of {tmp_path / 'text'}, where 3 files were read, 1: table.xlsx" in out
 
 
 def test_a_chain_that_leaves_is_one_line(folder, text, small, tmp_path):

@@ -225,6 +225,25 @@ def test_no_such_folder(name):
         load_model(name)
 
 
+def test_a_folder_is_the_same_by_any_name(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    names = [folder, f"{folder}/", folder.name, f"./{folder.name}", f"{folder}/../{folder.name}"]
+    assert {load_model(name, device="cpu").name for name in names} == {str(folder.resolve())}
+    with pytest.raises(ValueError, match=r"revision 'main' is of models on the hub, and .* is a local one"):
+        load_model(folder, revision="main")
+
+
+@pytest.mark.parametrize("name", ["models/tipo", "models/deep/tipo", "./tipo", "models/tipo/", "~/tipo"])
+def test_what_looks_like_a_path_is_no_question_to_the_hub(tmp_path, monkeypatch, name):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "deep").mkdir(parents=True)
+    with pytest.raises(ValueError, match="no model folder"):
+        load_model(name)
+
+
 def test_unknown_device_and_dtype():
     with pytest.raises(ValueError, match="unknown dtype 'float8'"):
         load_model(dtype="float8")

@@ -13,7 +13,7 @@ from measuring import SETTINGS, odd_plan, plan
 from spectrolib.model.loading import LanguageModel
 from spectrolib.run.plan import Plan, Task
 from spectrolib.run.shards import cut
-from spectrolib.text.corpus import Windows
+from spectrolib.text.corpus import Windows, bare_tokenizer, tokenizer_hash
 
 
 def test_the_longest_tasks_come_first(folder):
@@ -50,6 +50,24 @@ def test_windows_of_another_tokenizer_are_refused(folder):
     foreign = replace(measuring.windows(0, 4), provenance={"tokenizer": "another"})
     with pytest.raises(ValueError, match="loss windows were made with another tokenizer than that of model 'small'"):
         replace(plan(folder), model=model, loss=foreign)
+
+
+def test_ids_beyond_the_embedding_are_not_called_anothers_if_the_tokenizer_is_the_models(folder):
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(99)}, unk_token="w0"))
+    model = LanguageModel(measuring.language_model(folder).model, tokenizer, "small")
+    own = replace(measuring.windows(0, 4), provenance={"tokenizer": tokenizer_hash(bare_tokenizer(tokenizer))})
+    own = replace(own, ids=own.ids * 0 + 98, vocabulary=99)
+    with pytest.raises(ValueError, match=r"loss windows hold token id 98, .* more tokens than its embedding has rows"):
+        replace(plan(folder), model=model, loss=own)
+
+
+def test_a_single_draw_is_one_block(folder):
+    assert plan(folder, replace(SETTINGS, draws=1), blocks=None).blocks == 1
+    assert plan(folder, replace(SETTINGS, draws=2), blocks=None).blocks == 2
+    with pytest.raises(ValueError, match="blocks must lie between 1 and the 1 draws, got 2"):
+        plan(folder, replace(SETTINGS, draws=1), blocks=2)
 
 
 def test_numpy_numbers_make_a_plan_too(folder):
