@@ -10,12 +10,14 @@ Files are written under another name and then renamed, so a run that is killed l
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -133,7 +135,12 @@ class RunFolder:
         """Write the labelled result (an `xarray.Dataset`), replacing an earlier one."""
         temporary = self.path / "result.part.zarr"
         shutil.rmtree(temporary, ignore_errors=True)
-        _plain_text(dataset).to_zarr(temporary, mode="w", zarr_format=3, consolidated=False)
+        plain = _plain_text(dataset)
+        with warnings.catch_warnings():  # one file of all metadata is no part of the format, but what xarray looks for
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            plain.assign_attrs({_DIGEST: digest_of(plain)}).to_zarr(
+                temporary, mode="w", zarr_format=3, consolidated=True
+            )
         shutil.rmtree(self.result_path, ignore_errors=True)
         os.replace(temporary, self.result_path)
 
@@ -288,15 +295,41 @@ def open_result(path: str | Path):
     """The result of a finished run, as an `xarray.Dataset` in memory.
 
     Raises:
-        ValueError: if there is no finished run at ``path``.
+        ValueError: if there is no finished run at ``path``, or it does not hold what was written.
     """
     import xarray as xr
 
     result = Path(path) / "result.zarr"
     if not result.exists():
         raise ValueError(f"{path} holds no finished measurement (no result.zarr): run `spectro measure --out {path}`")
-    with xr.open_zarr(result, consolidated=False) as dataset:
-        return _plain_text(dataset.load())
+    try:
+        with warnings.catch_warnings(action="ignore"), xr.open_zarr(result, consolidated=False) as dataset:
+            found = _plain_text(dataset.load())
+        written = found.attrs.pop(_DIGEST, None)  # not there in results of earlier versions
+        if written not in (None, digest_of(found)):
+            raise ValueError("it does not hold the numbers that were written")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{result} is damaged ({reason}): delete it, and the same measurement makes it again"
+        ) from error
+    return found
+
+
+_DIGEST = "sha256"
+"""The attribute of a result on disk that says what was written: lost chunks of an array would read as zeros."""
+
+
+def digest_of(dataset) -> str:
+    """SHA-256 of all arrays of a dataset: their names, dimensions and contents."""
+    digest = hashlib.sha256()
+    for name in sorted(map(str, dataset.variables)):
+        variable = dataset.variables[name]
+        values, text = variable.values, variable.dtype.kind in "OUT"
+        digest.update(json.dumps([name, variable.dims, variable.shape, "text" if text else values.dtype.str]).encode())
+        plain = json.dumps(values.astype(object).tolist()).encode() if text else np.ascontiguousarray(values)
+        digest.update(plain)
+    return digest.hexdigest()
 
 
 def _plain_text(dataset):

@@ -15,6 +15,7 @@ from spectrolib.run.store import (
     ComponentRecord,
     RunFolder,
     TaskFile,
+    digest_of,
     open_packed,
     open_result,
     pack,
@@ -251,6 +252,51 @@ def test_the_same_result_gives_the_same_bytes_and_replaces_an_earlier_one(run):
     assert files(run.result_path) != first
     run.save_result(result())
     assert files(run.result_path) == first
+
+
+def test_a_result_is_read_as_xarray_does_by_default(run):
+    run.save_result(result())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = xr.open_zarr(run.result_path).load()
+    assert np.array_equal(loaded["susceptibility"], result()["susceptibility"])
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "susceptibility/c",
+        "susceptibility/c/0",
+        "susceptibility/zarr.json",
+        "text/c/0",
+        "text",
+        "zarr.json",
+        "component/c/0",
+    ],
+)
+def test_a_damaged_result_is_noticed(run, lost):
+    """A chunk that is gone reads as zeros, an array without metadata is not seen."""
+    run.save_result(result())
+    place = run.result_path / lost
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    with pytest.raises(ValueError, match=r"result\.zarr is damaged \(.*\): delete it, and the same measurement"):
+        open_result(run.path)
+    shutil.rmtree(run.result_path)
+    run.save_result(result())
+    xr.testing.assert_identical(open_result(run.path), result())
+
+
+def test_results_of_earlier_versions_open(run):
+    result().to_zarr(run.result_path, zarr_format=3, consolidated=False)
+    assert np.array_equal(open_result(run.path)["susceptibility"], result()["susceptibility"])
+
+
+def test_a_changed_number_is_noticed():
+    whole = result()
+    assert digest_of(whole) == digest_of(whole.copy(deep=True))
+    others = [whole.assign(susceptibility=whole["susceptibility"] * 2), whole.rename(susceptibility="other")]
+    others += [whole.assign_coords(component=["l0h0", "l0h1"]), whole.drop_vars("text")]
+    assert digest_of(whole) not in {digest_of(other) for other in others}
 
 
 def test_an_interrupted_result_is_written_again(run):
