@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEART = {"posterior", "estimator", "modes", "graph", "pagerank", "peeling", "clustering"}
 FLOORS = [{"heart", "text"}, {"model", "exact"}, {"checks"}, {"run"}, {"reading", "dictionaries"}, {"cli"}, {"book"}]
 """From the ground. Wings of one floor do not import each other."""
-CROSSING = "coupled families parity paper_path paper_to_code notebooks pages public ground architecture".split()
+CROSSING = "coupled families kinds parity paper_path paper_to_code notebooks pages public ground architecture".split()
 """Tests of what several modules do together."""
 
 
