@@ -52,8 +52,9 @@ class Plan:
     estimator: Estimator = "two_chain"
     blocks: int = 2
     """Consecutive blocks into which the draws of a chain are summed: two give split halves."""
-    channels: int = 512
-    """Channels of resolved rows (`estimator.ResolvedSums`), shared equally among the components; 0 for none."""
+    channels: int | None = None
+    """Channels of resolved rows (`estimator.ResolvedSums`), shared equally among the components; 0 for none. By default
+    512, or 2 048 to first order."""
     first_order: bool = False
     """Gradients at w* in place of chains (`run.firstorder`): of the settings only γ and the seed count then."""
     shards: int = 1
@@ -74,6 +75,8 @@ class Plan:
             raise ValueError(f"unknown estimator {self.estimator!r}: it must be one of {ESTIMATORS}")
         if not 1 <= self.blocks <= self.settings.draws:
             raise ValueError(f"blocks must lie between 1 and the {self.settings.draws} draws, got {self.blocks}")
+        if self.channels is None:
+            object.__setattr__(self, "channels", 2048 if self.first_order else 512)
         if self.channels < 0:
             raise ValueError(f"channels must be 0 (none) or more, got {self.channels}")
         if self.first_order and not self.channels:
@@ -114,8 +117,8 @@ class Plan:
         profile = get(profile) if isinstance(profile, str) else profile
         model = model or load_model(profile.model)
         windows = {} if {"sampling", "loss", "probe"} <= changes.keys() else profile_windows(profile, model)
-        fields = windows | {"settings": replace(profile.settings, seed=seed)} | changes
-        return cls(model=model, **fields)
+        own = {"settings": replace(profile.settings, seed=seed), "first_order": profile.first_order}
+        return cls(model=model, **windows | own | changes)
 
     @property
     def width(self) -> int:
@@ -222,7 +225,11 @@ def profile_windows(profile: Profile, model: LanguageModel) -> dict[str, Windows
             "probe": probe.take(_spread(len(probe), profile.probe_windows)),
         }
     total = profile.sampling_windows + profile.loss_windows + profile.probe_windows
-    return text_windows(profile, model, hub_documents(profile.source, limit=2 * total), profile.source)
+    found = text_windows(profile, model, hub_documents(profile.source, limit=2 * total), profile.source)
+    if profile.probe_source:
+        documents = hub_documents(profile.probe_source, limit=2 * profile.probe_windows)
+        found["probe"] = probe_windows(profile, model, documents, profile.probe_source)
+    return found
 
 
 def text_windows(

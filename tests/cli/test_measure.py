@@ -67,6 +67,22 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(folder, text, small, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_sizes_of_the_text_are_options(folder, text, small, tmp_path):
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--dry-run")
+    out = spectro(*run, "--length", 7, "--tokens", 31, "--windows", 4, "--batch", 3)[1]
+    assert re.search(r"^windows +4 to sample from, 2 for L\(w\), 6 to probe, of 7 tokens: 36 probe tokens$", out, re.M)
+    assert re.search(r"^posterior .*, batch 3$", out, re.M)
+
+
+def test_the_laptop_profile_takes_gradients(folder, text, small, tmp_path):
+    sizes = ("--length", 9, "--tokens", 24, "--windows", 4)
+    run = ("measure", "--profile", "laptop", "--model", folder, "--text", text, "--out", tmp_path / "run", *sizes)
+    code, out, error = spectro(*run, "--workers", 1)
+    assert code == 0, error
+    assert "a gradient of every token, no chains" in re.sub(r"\s+", " ", out) and "24 probe tokens" in out
+    assert open_result(tmp_path / "run").attrs["first_order"] == 1
+
+
 def test_shards_and_memory_are_planned_for(folder, text, small, tmp_path):
     run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0")
     code, out, _ = spectro(*run, "--dry-run", "--memory", "2GB")
@@ -100,7 +116,7 @@ def test_a_run_in_shards_says_how_far_it_is(folder, text, small, monkeypatch, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--profile", "huge"), "unknown profile 'huge': it must be one of smoke, book, paper"),
+        (("--profile", "huge"), "unknown profile 'huge': it must be one of smoke, book, laptop, paper"),
         (("--estimator", "three"), "unknown estimator 'three': it must be one of two_chain, one_chain"),
         (("--draws", "0"), "draws must be an integer of at least 1, got 0"),
         (("--chains", "-1"), "chains must be an integer of at least 1, got -1"),
@@ -111,6 +127,11 @@ def test_a_run_in_shards_says_how_far_it_is(folder, text, small, monkeypatch, tm
         (("--model", "no/such/model/anywhere"), "no model folder 'no/such/model/anywhere'"),
         (("--text", "no-such-file.txt"), "no such file or folder: no-such-file.txt"),
         (("--text", "a", "--data", "b"), "give --text or --data, not both"),
+        (("--probe", "a", "--probe-data", "b"), "give --probe or --probe-data, not both"),
+        (("--length", "1"), "length is 1: a run needs windows, of at least 2 tokens"),
+        (("--windows", "0"), "sampling_windows is 0: a run needs windows"),
+        (("--tokens", "many"), "'many' is no count"),
+        (("--batch", "0"), "batch_size must be an integer of at least 1, got 0"),
         (("--device", "abacus"), "unknown device 'abacus'"),
     ],
 )

@@ -264,3 +264,27 @@ def test_hub_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"spectrolib\[hub\]"):
         corpus.hub_documents("NeelNanda/pile-10k")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("NeelNanda/pile-10k", ("NeelNanda/pile-10k", None, "text")),
+        ("timaeus/dsir-pile-10k:contents", ("timaeus/dsir-pile-10k", None, "contents")),
+        ("Salesforce/wikitext[wikitext-2-raw-v1]:body", ("Salesforce/wikitext", "wikitext-2-raw-v1", "body")),
+        (r"C:\texts\pile", (r"C:\texts\pile", None, "text")),
+    ],
+)
+def test_names_of_data_sets_may_say_subset_and_column(name, parts):
+    assert corpus.hub_source(name) == parts
+
+
+def test_hub_rows_from_another_column(tmp_path):
+    pytest.importorskip("datasets")
+    folder = tmp_path / "dsir"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"contents": "only text"}\n')
+    (found,) = corpus.hub_documents(f"{folder}:contents")
+    assert (found.text, found.domain) == ("only text", "dsir")
+    with pytest.raises(ValueError, match=r"needs a field 'text' with text, found \['contents'\]"):
+        list(corpus.hub_documents(folder))
