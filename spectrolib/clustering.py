@@ -37,10 +37,10 @@ __all__ = [
     "SweepCut",
     "approximate_pagerank",
     "certify",
+    "cluster_summary",
     "conductance",
     "conductance_clusters",
     "exact_pagerank",
-    "summary",
     "sweep_cut",
 ]
 
@@ -161,7 +161,7 @@ def conductance_clusters(
         ValueError: for a graph that is not square, symmetric and non-negative, or an option out of range.
     """
     options = Options(alpha, tol, main_body, min_size, half_volume, max_size, barrier)
-    check(options, method, stop)
+    check_options(options, method, stop)
     graph = pagerank.checked(graph)
     if max_size is None:
         options = replace(options, max_size=max(min(LARGEST, graph.shape[0] // 4), min_size))
@@ -247,7 +247,7 @@ def _seed_order(choice, n: int, seed: int) -> Int[ndarray, " seeds"] | None:
     return pagerank.node_list(choice, n)
 
 
-def check(options: Options, method: str, stop: float = STOP) -> None:
+def check_options(options: Options, method: str, stop: float = STOP) -> None:
     """Refuse (ValueError) options that are out of range."""
     if method not in ("fast", "literal"):
         raise ValueError(f"method must be 'fast' or 'literal', got {method!r}")
@@ -555,7 +555,7 @@ def _published(agreed: _Agreed, found: Sequence[Clustering], loud: Int[ndarray, 
 # On disk -------------------------------------------------------------------------------------------------------------
 
 
-def summary(clustering: Clustering) -> dict:
+def cluster_summary(clustering: Clustering) -> dict:
     """A clustering in JSON-able numbers, without its labels."""
     return {
         "clusters": len(clustering.sizes),

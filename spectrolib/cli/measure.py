@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..text.corpus import Document
 
 
-def measure(
+def measure_command(
     out: Annotated[Path, typer.Option(help="Run folder. An interrupted run goes on with the same command.")],
     profile: Annotated[str, typer.Option(help="Constants of the run: smoke, book or paper.")] = "smoke",
     model: Annotated[str, typer.Option(help="bundled, a folder, or a name on the hub; by default the profile's.")] = "",
@@ -69,8 +69,7 @@ def measure(
     """Measure the susceptibility of every probe token for every component."""
     from ..model.loading import load_model
     from ..run.cost import bytes_of
-    from ..run.measure import fitted
-    from ..run.measure import measure as carry_out
+    from ..run.measure import fitted, measure
     from ..run.store import finished_tasks
     from ..run.workers import start_forkserver
 
@@ -93,7 +92,7 @@ def measure(
         if dry_run:
             return
         try:
-            result = carry_out(plan, out, executor=executor, workers=workers, bank=bank or None)
+            result = measure(plan, out, executor=executor, workers=workers, bank=bank or None)
         except KeyboardInterrupt:
             finished = finished_tasks(out)
             done = sum(map(len, finished.values()))
@@ -129,17 +128,17 @@ def _texts(text: str, data: str, probe: str) -> dict[str, tuple[Iterator[Documen
 
 
 def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) -> Plan:
-    from ..run.plan import Plan, probe_windows, text_windows
+    from ..run.plan import Plan, cut_probe_windows, text_windows
 
     if "all" in texts:
         changes = changes | text_windows(constants, model, *texts["all"])
     if "probe" in texts:
-        changes = changes | {"probe": probe_windows(constants, model, *texts["probe"])}
+        changes = changes | {"probe": cut_probe_windows(constants, model, *texts["probe"])}
     return Plan.from_profile(constants, model=model, **changes)
 
 
 def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
-    from ..run.bank import size
+    from ..run.bank import bank_bytes
     from ..run.cost import Work, bytes_text, disk, need, of
     from ..run.workers import available_cores
 
@@ -173,7 +172,9 @@ def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
         rows["components"] = f"{named}, to first order: a gradient of every token, no chains; seed {s.seed}"
         rows["cost"] = f"{len(plan.tasks)} tasks; {predictions:,} gradients, {counted.operations:.3g} operations"
     if bank:
-        rows["draws"] = f"kept in {bank}, {bytes_text(size(Work.of(plan)))} in all; those that are there cost no steps"
+        rows["draws"] = (
+            f"kept in {bank}, {bytes_text(bank_bytes(Work.of(plan)))} in all; those that are there cost no steps"
+        )
     print_rows(rows)
 
 

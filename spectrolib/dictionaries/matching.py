@@ -125,7 +125,7 @@ def match(
             finite; an unknown score; fewer than one permutation.
     """
     labels, activations, keep = _checked(clusters, activations, keep)
-    check(score, permutations)
+    check_comparison(score, permutations)
     active = _ones(activations)
     counts, sizes = np.diff(active.tocsc().indptr).astype(np.int64), np.bincount(labels[labels >= 0])
     ranked = _Ranking(activations)
@@ -140,7 +140,7 @@ def match(
     return _against(null, pairs, sizes, counts, score)
 
 
-def check(score: str, permutations: int) -> None:
+def check_comparison(score: str, permutations: int) -> None:
     """Whether `match` knows the score, and has something to compare with.
 
     Raises:
@@ -397,7 +397,7 @@ LEVEL = 0.05
 """Rate of false discoveries."""
 
 
-def summary(found: Mapping[str, Matches]) -> dict:
+def match_summary(found: Mapping[str, Matches]) -> dict:
     """What `compare` found, in numbers that JSON has: rates at two thresholds, and how many clusters beat chance.
 
     ``best``: clusters whose best feature beats the best of the shuffles (`Matches.matched`). ``any``: clusters with any

@@ -146,7 +146,7 @@ def autocorrelation(eigenvalue, step_size, lag):
     return (1 - step_size * eigenvalue / 2) ** lag
 
 
-def effective_draws(draws, correlation):
+def ar1_effective_draws(draws, correlation):
     """n (1 - ρ) / (1 + ρ): independent draws that would give the mean of n AR(1) draws with correlation ρ its variance.
 
     For second moments of a normal chain the correlation between draws is ρ², so call it with that.

@@ -120,7 +120,7 @@ def layer_of(component: str) -> int | None:
     return Component.of(component).layer
 
 
-def check(component: str | Component, shape: Shape) -> Component:
+def check_component(component: str | Component, shape: Shape) -> Component:
     """The component of that name. Raises a ValueError unless the model has it, or it is ``full``."""
     if found := _known(shape).get(str(component)):
         return found
@@ -163,7 +163,7 @@ def blocks(component: str | Component, shape: Shape, parameters: Sequence[str] =
     For a head: rows of queries, keys and values, their biases, the columns of the output projection. For an MLP: its
     matrices, each followed by its bias. For ``full``: every name in ``parameters``.
     """
-    component, where = check(component, shape), shape.where
+    component, where = check_component(component, shape), shape.where
     if component.kind == "full":
         return tuple(Block(name) for name in parameters)
     if component.layer is None:
@@ -202,7 +202,7 @@ def _sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
     return dict(tensors(shape))
 
 
-def size(component: str | Component, shape: Shape) -> int:
+def weight_count(component: str | Component, shape: Shape) -> int:
     """Number of weights of a component, or of the whole model (``full``)."""
     sizes, total = _sizes(shape), 0
     for block in blocks(component, shape, tuple(sizes)):

@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..posterior import Gradients, Settings, minibatches
-from .components import Component, Heads, blocks, check, gather, head_blocks, split
+from .components import Component, Heads, blocks, check_component, gather, head_blocks, split
 from .layers import (
     FrozenHalves,
     FrozenLayer,
@@ -156,7 +156,7 @@ class Engine:
         Raises:
             ValueError: for an unknown component, or components of different groups.
         """
-        members = tuple(check(name, self.shape) for name in names)
+        members = tuple(check_component(name, self.shape) for name in names)
         if len({member.prefix for member in members}) != 1:
             raise ValueError(f"components {list(map(str, names))} do not share a prefix: take one of {groups(names)}")
         return Group(self, members)

@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..posterior import stable_seed
-from .components import FULL, Block, blocks, check
+from .components import FULL, Block, blocks, check_component
 from .engine import Engine
 from .layers import activate, embed, forward, norm, norms_of
 from .loss import cross_entropy
@@ -165,7 +165,7 @@ class TokenGradients:
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
         for name in components:
-            check(name, engine.shape)
+            check_component(name, engine.shape)
             if name == FULL:
                 raise ValueError("'full' has no sketch of its own: name its components, their inner products add up")
         self.engine, self.components, self.width, self.halves = engine, tuple(components), width, halves

@@ -308,7 +308,7 @@ def _result(xr, names, sums, rise, batch_loss, coordinates, kind, manifest):
     )
 
 
-def save(result, out: str | Path) -> Path:
+def save_run(result, out: str | Path) -> Path:
     """Write an imported result as a run folder, so that ``spectro cluster``, ``cards``, ``map`` and ``info`` take it.
 
     Raises:

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from ..estimator import ESTIMATORS, Estimator
-from ..model.components import FULL, Component, check, names
+from ..model.components import FULL, Component, check_component, names
 from ..model.engine import TOKENS_PER_PASS
 from ..model.loading import LanguageModel, load_model
 from ..model.shapes import Shape
@@ -67,7 +67,7 @@ class Plan:
         if not self.components:
             object.__setattr__(self, "components", tuple(names(shape)))
         for component in self.components:
-            check(component, shape)
+            check_component(component, shape)
         if FULL in self.components or len(set(self.components)) < len(self.components):
             raise ValueError("components must be named once each, without 'full': the unrestricted chain is always run")
         if self.estimator not in ESTIMATORS:
@@ -241,7 +241,7 @@ def text_windows(
     return {role: windows.take(np.sort(part)) for role, part in zip(sizes, parts, strict=True)}
 
 
-def probe_windows(profile: Profile, model: LanguageModel, documents: Iterable[Document], source: str) -> Windows:
+def cut_probe_windows(profile: Profile, model: LanguageModel, documents: Iterable[Document], source: str) -> Windows:
     """Probe windows alone, of the profile's length and number, cut from any documents.
 
     Raises:
