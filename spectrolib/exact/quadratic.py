@@ -183,7 +183,7 @@ def walk(
 ) -> Float[ndarray, "draws copies d"]:
     """Every draw of many independent chains, all started at w* = ``centre``; another ``name`` brings other noise.
 
-    The sampler sees the sum of the copies' losses, whose rise is no sign of trouble: ``max_rise`` is lifted.
+    The sampler sees the sum of the copies' losses, which may rise far, so ``max_rise`` is not applied.
     """
     run = sample(
         replicated(potential, copies),

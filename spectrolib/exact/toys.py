@@ -1,4 +1,4 @@
-r"""Enumerable language models with known parts, for `exact.py` to integrate.
+r"""Enumerable language models with known parts, for `exact.enumerable` to integrate.
 
 *A planted table of reasons* (`planted_reasons`): contexts each follow one reason, and a reason has its own few tokens.
 *A bilinear model* of such a table (`Bilinear`) with one named component for each reason and three that serve none.

@@ -25,7 +25,7 @@ def place(site: str, layers: int | None = None) -> tuple[int, str]:
     """Layer and part of a site; the embedding counts as the residual after layer -1.
 
     Raises:
-        ValueError: for a name that is none, or a layer that is not there.
+        ValueError: for an unknown site, or a layer that the model does not have.
     """
     found = _SITE.fullmatch(site)
     if site != "embed" and not found:

@@ -1,8 +1,8 @@
 """All cards of a run as one page that needs nothing else: search, families, order, an anchor for each cluster.
 
-The page is plain HTML that can be read without its script, and it asks for nothing: a content security policy of its
-own forbids it. Tokens are raw text from files, so everything that is shown is escaped, control and direction characters
-too (`marks.visible`), and each piece of text keeps its own direction.
+The page is plain HTML that can be read without its script. It loads nothing from elsewhere: its content security
+policy forbids that. Tokens are raw text from files, so everything that is shown is escaped, control and direction
+characters too (`marks.visible`), and each piece of text keeps its own direction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .marks import PALETTE, visible
 from .rules import READABLE
 
 COLOURS = dict(zip((*FAMILIES, MIXED), (*PALETTE, "#999999"), strict=True))
-"""Of the families, here and wherever they have a legend."""
+"""Colours of the families, here and in every legend."""
 SHOWN = 5
 """Examples that show at once; the others unfold."""
 

@@ -3,7 +3,7 @@
 The layout is UMAP with 45 neighbours [V]. Its distances, densities and axes mean nothing by themselves: it keeps who is
 near whom. So clusters are found on the vectors, and only shown here.
 
-The page asks nothing of any other host. Tokens are raw text from files, some of it HTML and script: the page holds them
+The page loads nothing from other hosts. Tokens are raw text from files, some of it HTML and script: the page holds them
 as JSON without a single ``<``, its script puts them in as text and never as markup, and its policy lets no other script
 run. The text of a window is stored once; the context of a token is the tokens beside it.
 """

@@ -78,7 +78,7 @@ class Bank:
         self.path = Path(path)
 
     def files(self, name: str, chain: int) -> tuple[Path, Path]:
-        """Positions of a component's chain, and what goes with them."""
+        """The two files of a component's chain: positions, and steps with losses."""
         stem = f"{name.replace(' ', '-')}.chain{chain}"
         return self.path / f"{stem}.npy", self.path / f"{stem}.npz"
 

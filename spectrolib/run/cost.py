@@ -168,11 +168,11 @@ class Work:
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
-        """Components that share a prefix; with a chain, a task."""
+        """Groups of components that share a prefix. A group and the number of a chain make a task."""
         return groups(self.sampled)
 
     def operations(self, group: tuple[str, ...]) -> float:
-        """Operations of the chains of one group, without what is done once at w*: which task is the longest."""
+        """Operations of the chains of one group, without those done once at w*: they tell which task is the longest."""
         s, time, total = self.settings, self.length - 1, 0.0
         for name in group:
             total += s.steps * self.batch_tokens * step_operations(name, self.shape, time)
@@ -182,7 +182,7 @@ class Work:
 
     @property
     def members(self) -> int:
-        """Chains that one chain stands for."""
+        """Chains of a team; 1 where chains are not coupled."""
         return len(self.settings.members)
 
     @property
@@ -205,7 +205,7 @@ class Part(NamedTuple):
     numbers: float
     """Numbers read and written in the device's memory by the operations between them."""
     logits: float
-    """Those of them that are logits: they stay in the cache of a processor, and would in a fused kernel."""
+    """How many of these are logits, which stay in a processor's cache, and would in a fused kernel."""
 
 
 def _kind(component: Component) -> str:
@@ -416,7 +416,7 @@ def hours(
 # Memory and disk -----------------------------------------------------------------------------------------------------
 
 SUM_BYTES = 8 * (len(CovarianceSums.VECTORS) + 1)
-"""Of the running sums of one token: vectors in float64, two of them for the controls."""
+"""Bytes of the running sums of one token: vectors in float64, two of them for the controls."""
 
 
 Device = Literal["cpu", "cuda"]
@@ -556,7 +556,7 @@ def disk(work: Work) -> dict[str, float]:
 
 
 class Fit(NamedTuple):
-    """How a measurement fits into so much memory."""
+    """How a measurement fits into a given amount of memory."""
 
     tokens_per_pass: int
     """Tokens in one pass of the engine, at most its own choice."""
@@ -565,13 +565,13 @@ class Fit(NamedTuple):
 
 
 LEAST_PASS = 8192
-"""Tokens of a pass below which shards of the probe text are the smaller evil: shorter passes leave a card idle."""
+"""Passes are shortened down to so many tokens, then the probe text is cut: shorter passes leave a card idle."""
 
 
 def fit(work: Work, limit: float, device: Device = "cuda", tokens_per_pass: int | None = None) -> Fit | None:
     """Shorter passes, and then shards of the probe text, so that a worker needs no more than ``limit`` bytes.
 
-    None where neither helps: model and chains alone are more.
+    None where neither helps, because model and chains alone need more.
 
     Args:
         tokens_per_pass: what a pass must have, by default what fits.

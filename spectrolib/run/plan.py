@@ -138,10 +138,10 @@ class Plan:
         return self.left({})
 
     def left(self, finished: Mapping[str, Sequence[Stretch | None]]) -> list[Task]:
-        """The tasks that are left where some stretches of the probe windows are done, all of them where it says None.
+        """The tasks that are left to do.
 
         Args:
-            finished: by the name of the whole task.
+            finished: stretches of the probe windows that are done, by the name of the whole task; None stands for all.
         """
         found = []
         for task in self.whole:
