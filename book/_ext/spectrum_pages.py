@@ -18,7 +18,7 @@ def write_pages(app, exception):
         f"{len(clusters.labels):,} tokens of the bundled model's measurement, of which {clusters.coverage:.0%} are in a"
         " cluster; the book's chapter on clusters says how they were found, and what to believe of them."
     )
-    page = tokenmap.page(
+    page = tokenmap.map_page(
         result,
         clusters,
         shipped.layout(),
@@ -27,8 +27,8 @@ def write_pages(app, exception):
         title="Map of tokens",
         links={"Catalogue of clusters": "catalogue.html", "The book": "index.html"},
     )
-    catalogue.write(cards, app.outdir, title="Catalogue of clusters", about=about, token_map="map.html")
-    tokenmap.write(page, Path(app.outdir) / "map.html")
+    catalogue.write_catalogue(cards, app.outdir, title="Catalogue of clusters", about=about, token_map="map.html")
+    tokenmap.write_page(page, Path(app.outdir) / "map.html")
 
 
 def setup(app):

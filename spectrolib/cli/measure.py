@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..text.corpus import Document
 
 
-def measure(
+def measure_command(
     out: Annotated[Path, typer.Option(help="Run folder. An interrupted run goes on with the same command.")],
     profile: Annotated[str, typer.Option(help="Constants of the run: smoke, book, laptop or paper.")] = "smoke",
     model: Annotated[
@@ -79,8 +79,7 @@ def measure(
     """Measure the susceptibility of every probe token for every component."""
     from ..model.loading import load_model
     from ..run.cost import bytes_of
-    from ..run.measure import fitted
-    from ..run.measure import measure as carry_out
+    from ..run.measure import fitted, measure
     from ..run.profiles import get
     from ..run.store import finished_tasks
     from ..run.workers import start_forkserver
@@ -102,7 +101,7 @@ def measure(
         if dry_run:
             return
         try:
-            result = carry_out(plan, out, executor=executor, workers=workers, bank=bank or None)
+            result = measure(plan, out, executor=executor, workers=workers, bank=bank or None)
         except KeyboardInterrupt:
             finished = finished_tasks(out)
             done = sum(map(len, finished.values()))
@@ -112,13 +111,13 @@ def measure(
 
 def _sized(profile: Profile, tokens: str, length: int | None, windows: int | None) -> Profile:
     """The profile with other sizes of text."""
-    from ..run.cost import number
+    from ..run.cost import count_of
 
     given = {"length": length, "sampling_windows": windows}
     if wrong := [name for name, value in given.items() if value is not None and value < (2 if name == "length" else 1)]:
         raise ValueError(f"{wrong[0]} is {given[wrong[0]]}: a run needs windows, of at least 2 tokens")
     profile = replace(profile, **{name: value for name, value in given.items() if value is not None})
-    return replace(profile, probe_windows=-(-number(tokens) // (profile.length - 1))) if tokens else profile
+    return replace(profile, probe_windows=-(-count_of(tokens) // (profile.length - 1))) if tokens else profile
 
 
 def _changes(constants: Profile, components: str, estimator: str, settings: dict, plain: bool) -> dict:
@@ -151,17 +150,17 @@ def _texts(text: str, data: str, probe: str, probe_data: str) -> dict[str, tuple
 
 
 def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) -> Plan:
-    from ..run.plan import Plan, probe_windows, text_windows
+    from ..run.plan import Plan, cut_probe_windows, text_windows
 
     if "all" in texts:
         changes = changes | text_windows(constants, model, *texts["all"])
     if "probe" in texts:
-        changes = changes | {"probe": probe_windows(constants, model, *texts["probe"])}
+        changes = changes | {"probe": cut_probe_windows(constants, model, *texts["probe"])}
     return Plan.from_profile(constants, model=model, **changes)
 
 
 def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
-    from ..run.bank import size
+    from ..run.bank import bank_bytes
     from ..run.cost import Work, bytes_text, disk, need, of
     from ..run.workers import available_cores
 
@@ -195,7 +194,9 @@ def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
         rows["components"] = f"{named}, to first order: a gradient of every token, no chains; seed {s.seed}"
         rows["cost"] = f"{len(plan.tasks)} tasks; {predictions:,} gradients, {counted.operations:.3g} operations"
     if bank:
-        rows["draws"] = f"kept in {bank}, {bytes_text(size(Work.of(plan)))} in all; those that are there cost no steps"
+        rows["draws"] = (
+            f"kept in {bank}, {bytes_text(bank_bytes(Work.of(plan)))} in all; those that are there cost no steps"
+        )
     print_rows(rows)
 
 

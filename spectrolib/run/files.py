@@ -33,7 +33,7 @@ def settle(part: Path, file: Path) -> None:
 
 @contextmanager
 def refusing(place: str | Path) -> Iterator[None]:
-    """Say in a ValueError that ``place`` cannot be written where the system says so."""
+    """Turn the system's error on writing to ``place`` into a ValueError that says so."""
     try:
         yield
     except OSError as error:

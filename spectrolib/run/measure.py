@@ -29,7 +29,7 @@ from .workers import check_executor, open_executor
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended without a word, or what sends it work did."""
+    """A worker process, or the scheduler that sends it work, ended without a message."""
 
 
 def measure(
@@ -99,13 +99,14 @@ def measure(
 
 
 CARD_SHARE = 0.9
-"""Of a graphics card's memory, what the count may fill: it is good to a factor, and torch keeps some for itself."""
+"""Share of a graphics card's memory to fill: the need is counted roughly, and torch keeps some for itself."""
 
 
 def fitted(plan: Plan, out: str | Path, memory: float | None = None) -> Plan:
-    """The plan in as many shards, and with passes as short, as a worker's memory asks for.
+    """The plan, cut into enough shards and with passes short enough for a worker's memory.
 
-    Passes are shortened on a graphics card above all. A run that has begun keeps its own: they decide the last bits.
+    Passes are shortened on a graphics card above all. A run that has begun keeps its passes: the last bits depend on
+    them.
 
     Args:
         memory: bytes; by default no limit, or nine tenths of the graphics card that the model is on.

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from ..estimator import ESTIMATORS, Estimator
-from ..model.components import FULL, Component, check, names
+from ..model.components import FULL, Component, check_component, names
 from ..model.engine import TOKENS_PER_PASS
 from ..model.loading import LanguageModel, load_model
 from ..model.shapes import Shape
@@ -68,7 +68,7 @@ class Plan:
         if not self.components:
             object.__setattr__(self, "components", tuple(names(shape)))
         for component in self.components:
-            check(component, shape)
+            check_component(component, shape)
         if FULL in self.components or len(set(self.components)) < len(self.components):
             raise ValueError("components must be named once each, without 'full': the unrestricted chain is always run")
         if self.estimator not in ESTIMATORS:
@@ -141,10 +141,10 @@ class Plan:
         return self.left({})
 
     def left(self, finished: Mapping[str, Sequence[Stretch | None]]) -> list[Task]:
-        """The tasks that are left where some stretches of the probe windows are done, all of them where it says None.
+        """The tasks that are left to do.
 
         Args:
-            finished: by the name of the whole task.
+            finished: stretches of the probe windows that are done, by the name of the whole task; None stands for all.
         """
         found = []
         for task in self.whole:
@@ -228,7 +228,7 @@ def profile_windows(profile: Profile, model: LanguageModel) -> dict[str, Windows
     found = text_windows(profile, model, hub_documents(profile.source, limit=2 * total), profile.source)
     if profile.probe_source:
         documents = hub_documents(profile.probe_source, limit=2 * profile.probe_windows)
-        found["probe"] = probe_windows(profile, model, documents, profile.probe_source)
+        found["probe"] = cut_probe_windows(profile, model, documents, profile.probe_source)
     return found
 
 
@@ -248,7 +248,7 @@ def text_windows(
     return {role: windows.take(np.sort(part)) for role, part in zip(sizes, parts, strict=True)}
 
 
-def probe_windows(profile: Profile, model: LanguageModel, documents: Iterable[Document], source: str) -> Windows:
+def cut_probe_windows(profile: Profile, model: LanguageModel, documents: Iterable[Document], source: str) -> Windows:
     """Probe windows alone, of the profile's length and number, cut from any documents.
 
     Raises:

@@ -26,7 +26,7 @@ from .tasks import Job, Report, engine_at, run_task
 
 
 def work(job: Job, task: Task, report: Report = lambda done: None) -> dict[str, ComponentRecord] | GradientRecord:
-    """A task as a worker runs it: what it measured."""
+    """Run a task in a worker; returns what it measured."""
     with one_thread():
         report(0)  # a worker that was told to stop begins no other task
         engine = engine_at(job.folder, job.device, job.tokens_per_pass)
@@ -71,7 +71,7 @@ def _work_here(task: Task) -> None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system: the C library keeps it, in pieces that what comes next may not fit into."""
+    """Return freed memory to the system: the C library would keep it, in pieces too small for what comes next."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):  # another C library
@@ -92,7 +92,7 @@ def _start_worker(job: Job, folder: Path, stop, done, slots: dict[Task, int]) ->
 
 
 def check_executor(executor, workers: int | None) -> None:
-    """Raise a ValueError unless `open_executor` can make something of them."""
+    """Refuse (ValueError) an executor, or a number of workers, that `open_executor` cannot use."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     address = isinstance(executor, str) and executor != "local"
@@ -113,7 +113,7 @@ def check_executor(executor, workers: int | None) -> None:
 def open_executor(
     executor, workers: int | None, job: Job, folder: Path, tasks: list[Task], advance: Advance
 ) -> Iterator[Callable[[Task], Future]]:
-    """Where tasks run: what submits one. Its result is what it measured, or None where it is in ``folder`` already."""
+    """Yield a function that submits a task. Its result is what it measured; None if that is in ``folder`` already."""
     if isinstance(executor, Executor):
         yield functools.partial(executor.submit, work, job)
     elif executor == "local":

@@ -58,7 +58,7 @@ def test_a_bank_holds_each_chain_and_as_much_as_is_said(folder, filled):
     names = [f"{name}.chain{k}" for name in ("l0h1", "l0-mlp", "unembed", "full") for k in (0, 1)]
     assert {file.stem for file in filled.glob("*.npy")} == {file.stem for file in filled.glob("*.npz")} == set(names)
     held = sum(file.stat().st_size for file in filled.glob("*.npy"))
-    assert held == pytest.approx(room.size(cost.Work.of(plan(folder))), rel=0.01)
+    assert held == pytest.approx(room.bank_bytes(cost.Work.of(plan(folder))), rel=0.01)
 
 
 def test_the_same_measurement_again_samples_nothing(folder, filled, tmp_path, nothing_is_sampled):
