@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,46 +25,22 @@ from spectrolib.reading.cards import Card, save_cards
 from spectrolib.reading.cards import cards as make_cards
 from spectrolib.run import profiles
 from spectrolib.run.measure import measure
-from spectrolib.run.plan import Plan, profile_windows
+from spectrolib.run.plan import Plan
 from spectrolib.run.readings import readings
 from spectrolib.run.resolved import rows_of
 from spectrolib.run.store import open_result, save_json
 from spectrolib.run.workers import available_cores
-from spectrolib.text.corpus import Windows, encode, tokenizer_hash
+from spectrolib.text.corpus import Windows
 from spectrolib.text.runningtext import token_bytes
 
 from .. import robustness
+from ..realmodel import EVERY, SAMPLING, reread, shared_windows, token_lengths
 from . import resolved
 from .controls import shuffled
 from .resolved import MIN_SIZE, REPEATS, K
 
-EVERY = 2
-"""One of so many of the book's probe windows is read."""
-SAMPLING = 64
-"""Windows over which the mean loss is taken."""
 SHUFFLED = 20
 """Windows that the model with shuffled weights reads."""
-LENGTH = 257
-"""Tokens of a shipped window: more text than the real model's 129 tokens hold."""
-
-
-def text_of(windows: Windows, model: LanguageModel) -> list[str]:
-    """The text of each window, without pieces of characters at its ends."""
-    known = token_bytes(model.tokens, np.unique(windows.ids))
-    return [b"".join(known[i] for i in ids.tolist()).decode(errors="ignore") for ids in windows.ids]
-
-
-def reread(windows: Windows, old: LanguageModel, new: LanguageModel, length: int) -> Windows:
-    """The text of windows as another model reads it: of each, the first so many tokens.
-
-    Raises:
-        ValueError: if a window holds fewer.
-    """
-    ids = [encode(new.tokens, text)[:length] for text in text_of(windows, old)]
-    if short := sum(len(own) < length for own in ids):
-        raise ValueError(f"{short} windows hold fewer than {length} tokens of model {new.name!r}")
-    source = {"source": f"{windows.provenance['source']}, read again", "tokenizer": tokenizer_hash(new.tokens)}
-    return Windows(np.stack(ids), windows.domain, windows.document, source, new.tokens.get_vocab_size())
 
 
 def plans(folder: Path) -> dict[str, Plan]:
@@ -73,15 +48,9 @@ def plans(folder: Path) -> dict[str, Plan]:
     shuffled on a part of them. The shuffled model lies in the folder."""
     profile = profiles.get("book")
     small, real = load_model("bundled", device="cpu"), load_model("smollm2", device="cpu")
-    whole = profile_windows(replace(profile, length=LENGTH), small)
-    probe, sampling = whole["probe"], whole["sampling"].take(np.arange(SAMPLING))
-    chosen = np.arange(0, len(probe), EVERY)
-    probe = probe.take(np.concatenate([chosen[::2], chosen[1::2]]))  # so that half of a run is of all domains too
-    own = {"probe": probe.cut(profile.length), "sampling": sampling.cut(profile.length)}
-    read = {
-        role: reread(windows, small, real, profile.length)
-        for role, windows in (("probe", probe), ("sampling", sampling))
-    }
+    texts = shared_windows(small)
+    own = {role: known.cut(profile.length) for role, known in texts.items()}
+    read = {role: reread(known, small, real, profile.length) for role, known in texts.items()}
     some = read | {"probe": read["probe"].take(np.arange(SHUFFLED))}
     first = {"settings": profile.settings, "first_order": True}
     wide = {"channels": 32 * len(names(real.shape))}
@@ -179,12 +148,6 @@ def spans(windows: Windows, model: LanguageModel, skipped: Sequence[int]) -> Int
     ends = sizes.cumsum(axis=1) - np.asarray(skipped)[:, None]
     rows = np.repeat(np.arange(len(windows)), windows.length - 1)
     return np.stack([rows, (ends - sizes)[:, 1:].ravel(), ends[:, 1:].ravel()], axis=1)
-
-
-def token_lengths(windows: Windows, model: LanguageModel) -> Int[ndarray, "windows length"]:
-    """Bytes of each token."""
-    known = token_bytes(model.tokens, np.unique(windows.ids))
-    return np.array([[len(known[i]) for i in ids] for ids in windows.ids.tolist()])
 
 
 def broken(windows: Windows, model: LanguageModel) -> list[int]:
@@ -293,7 +256,7 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
         arrays[f"{name}/loss"] = result["loss"].values.astype(np.float32)
         arrays[f"{name}/lengths"] = token_lengths(plan.probe, plan.model).astype(np.uint8)
     report("both models")
-    texts = bundled_text(small)
+    texts = shared_windows(small.model)["probe"]
     start = broken(texts, small.model)
     both = matched(spans(real.probe, real.model, [0] * len(texts)), spans(small.probe, small.model, start))
     labels = [found[name].labels[rows] for name, rows in zip(("smollm2", "bundled"), both, strict=True)]
@@ -309,13 +272,6 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
     arrays["cards"] = np.frombuffer(save_cards(cards, folder).read_bytes(), dtype=np.uint8)
     arrays["layout"] = tokenmap.layout(resolved.unit(rows_of(results["smollm2"])), k=K).astype(np.float16)
     return table, arrays
-
-
-def bundled_text(plan: Plan) -> Windows:
-    """The windows of a plan, uncut."""
-    long = profile_windows(replace(profiles.get("book"), length=LENGTH), plan.model)["probe"]
-    where = {own.tobytes(): row for row, own in enumerate(long.cut(plan.probe.length).ids)}
-    return long.take(np.array([where[own.tobytes()] for own in plan.probe.ids]))
 
 
 def controls(planned: dict[str, Plan], results: dict) -> list[dict]:

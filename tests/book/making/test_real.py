@@ -6,51 +6,24 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tokenizers.pre_tokenizers import ByteLevel
 
-from spectrobook import DATA
+from spectrobook import DATA, realmodel
 from spectrobook.making import real
 from spectrolib.model.loading import LanguageModel
-from spectrolib.text.corpus import bundled_windows
 
 
-@pytest.fixture(scope="module")
-def bytewise():
-    """A model whose tokens are single bytes."""
-    letters = {letter: i for i, letter in enumerate(sorted(ByteLevel.alphabet()))}
-    tokens = Tokenizer(models.BPE(letters, []))
-    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return SimpleNamespace(name="bytewise", tokens=tokens)
-
-
-@pytest.fixture(scope="module")
-def windows():
-    return bundled_windows("heldout").take(np.arange(0, 480, 60))
-
-
-def test_another_model_reads_the_same_text(bundled, bytewise, windows):
-    read = real.reread(windows, bundled, bytewise, 90)
-    assert read.ids.shape == (8, 90) and read.domain.tolist() == windows.domain.tolist()
-    texts = real.text_of(windows, bundled)
-    for ids, text in zip(read.ids, texts, strict=True):
-        assert bytewise.tokens.decode(ids.tolist()).rstrip("\ufffd") == text.encode()[:90].decode(errors="ignore")
-    with pytest.raises(ValueError, match="8 windows hold fewer than 9000 tokens of model 'bytewise'"):
-        real.reread(windows, bundled, bytewise, 9000)
-
-
-def test_tokens_that_both_have_are_the_same_bytes_at_the_same_place(bundled, bytewise, windows):
-    read = real.reread(windows, bundled, bytewise, 90)
-    skipped = real.broken(windows, bundled)
-    ours, theirs = real.spans(windows, bundled, skipped), real.spans(read, bytewise, [0] * 8)
+def test_tokens_that_both_have_are_the_same_bytes_at_the_same_place(bundled, bytewise, some_windows):
+    read = realmodel.reread(some_windows, bundled, bytewise, 90)
+    skipped = real.broken(some_windows, bundled)
+    ours, theirs = real.spans(some_windows, bundled, skipped), real.spans(read, bytewise, [0] * 8)
     one, other = real.matched(theirs, ours)
     np.testing.assert_array_equal(theirs[one], ours[other])
     single = ours[:, 2] - ours[:, 1] == 1
     inside = single & (ours[:, 1] >= 1) & (ours[:, 2] <= 90)  # byte 0 is the first token, which has no loss
     assert sorted(other.tolist()) == np.flatnonzero(inside).tolist() and len(other) > 50
-    texts = [text.encode() for text in real.text_of(windows, bundled)]
-    words = {i: bundled.tokens.decode([int(i)]) for i in np.unique(windows.ids)}
-    said = [words[int(i)] for i in windows.ids[:, 1:].ravel()]
+    texts = [text.encode() for text in realmodel.text_of(some_windows, bundled)]
+    words = {i: bundled.tokens.decode([int(i)]) for i in np.unique(some_windows.ids)}
+    said = [words[int(i)] for i in some_windows.ids[:, 1:].ravel()]
     for row in other.tolist():
         window, start, end = ours[row]
         assert texts[window][start:end] == said[row].encode() or "\ufffd" in said[row]
