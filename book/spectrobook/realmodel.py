@@ -21,7 +21,7 @@ from spectrolib.clustering import Clustering
 from spectrolib.model.loading import LanguageModel, load_model
 from spectrolib.reading.cards import Card, open_cards
 from spectrolib.run import profiles
-from spectrolib.run.plan import profile_windows
+from spectrolib.run.plan import Plan, profile_windows
 from spectrolib.text.corpus import Windows, encode, tokenizer_hash
 from spectrolib.text.runningtext import token_bytes
 
@@ -67,6 +67,18 @@ def reread(windows: Windows, old: LanguageModel, new: LanguageModel, length: int
         raise ValueError(f"{short} windows hold fewer than {length} tokens of model {new.name!r}")
     source = {"source": f"{windows.provenance['source']}, read again", "tokenizer": tokenizer_hash(new.tokens)}
     return Windows(np.stack(ids), windows.domain, windows.document, source, new.tokens.get_vocab_size())
+
+
+def small_plan(model: LanguageModel, count: int, seed: int = 0) -> Plan:
+    """A measurement to first order of any model, on so many of the stretches that the chapter's runs read."""
+    profile, small = profiles.get("book"), load_model("bundled", device="cpu")
+    texts = {role: known.take(np.arange(count)) for role, known in shared_windows(small).items()}
+    if model.hash == small.hash:
+        read = {role: known.cut(profile.length) for role, known in texts.items()}
+    else:
+        read = {role: reread(known, small, model, profile.length) for role, known in texts.items()}
+    settings = replace(profile.settings, seed=seed)
+    return Plan(model, loss=read["sampling"], **read, settings=settings, first_order=True)
 
 
 def token_lengths(windows: Windows, model: LanguageModel) -> Int[ndarray, "windows length"]:

@@ -25,6 +25,12 @@ def test_half_of_the_text_is_of_all_domains(bundled):
     assert len(probe) == 80 and set(probe.domain[:half]) == set(probe.domain)
 
 
+def test_a_small_plan_reads_the_first_stretches(bundled):
+    plan = realmodel.small_plan(bundled, 3, seed=4)
+    assert plan.first_order and plan.settings.seed == 4 and plan.probe.ids.shape == plan.sampling.ids.shape == (3, 129)
+    assert (plan.probe.ids == realmodel.shared_windows(bundled)["probe"].ids[:3, :129]).all()
+
+
 def test_the_shipped_tokens_are_those_of_the_text(bundled):
     tokens, lengths = realmodel.tokens(), realmodel.arrays()["smollm2/lengths"]
     texts = realmodel.text_of(realmodel.shared_windows(bundled)["probe"], bundled)
