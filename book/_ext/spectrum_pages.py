@@ -36,8 +36,8 @@ def write_pair(folder, prefix, measured, *, whose, chapter, tokenizer=None):
 
     result, clusters, positions, cards = measured
     about = (
-        f"{len(clusters.labels):,} tokens of {whose}, of which {clusters.coverage:.0%} are in a cluster; {chapter} says "
-        "how they were found, and what to believe of them."
+        f"{len(clusters.labels):,} tokens of {whose}, of which {clusters.coverage:.0%} are in a cluster; {chapter}"
+        " says how they were found, and what to believe of them."
     )
     names = {kind: f"{prefix}{kind}.html" for kind in ("catalogue", "map")}
     whole = catalogue.catalogue_page(cards, title="Catalogue of clusters", about=about, token_map=names["map"])

@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from .plan import Task
 from .progress import Advance
 from .store import ComponentRecord, GradientRecord, write_task
 from .tasks import Job, Report, engine_at, run_task
+
+GRACE = 2.0
+"""Seconds that workers have to stop by themselves."""
 
 
 def work(job: Job, task: Task, report: Report = lambda done: None) -> dict[str, ComponentRecord] | GradientRecord:
@@ -40,7 +44,7 @@ class _Worker:
     job: Job
     folder: Path
     stop: ctypes.c_byte
-    """Not zero once the parent wants workers to end."""
+    """Not zero once the parent wants workers to end; see `end_processes`."""
     done: ctypes.Array
     """Draws that each task has finished."""
     slots: dict[Task, int]
@@ -186,11 +190,27 @@ def _local(count: int, job: Job, folder: Path, tasks: list[Task], advance: Advan
     stop, done = context.RawValue("b", 0), context.RawArray("q", len(tasks))
     slots = {task: i for i, task in enumerate(tasks)}
     give_back()
-    given = (job, folder, stop, done, slots)
+    given, others = (job, folder, stop, done, slots), set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=given)
     try:
         with advance.watching(done):
             yield pool
-    finally:
+    except BaseException:
         stop.value = 1
+        pool.shutdown(wait=False, cancel_futures=True)
+        end_processes(set(multiprocessing.active_children()) - others)
+        raise
+    finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def end_processes(processes: Iterable[multiprocessing.process.BaseProcess], grace: float = GRACE) -> None:
+    """Wait for processes that were told to stop, so many seconds together, and end those that have not.
+
+    A pass of a large model can take a minute, and a worker looks up only after it. What it had finished is on disk.
+    """
+    deadline = time.monotonic() + grace
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.terminate()

@@ -1,15 +1,13 @@
 """`spectro measure`: what it prints, its one-line errors, Ctrl-C."""
 
 import json
-import os
 import re
-import signal
-import subprocess
 import time
 
 import pytest
 from commands import SPECTRO, refused, refused_after_plan, spectro
-from measuring import files
+from measuring import files, wait_for
+from processes import press_ctrl_c, started
 from typer.testing import CliRunner
 
 from spectrolib import cli
@@ -172,17 +170,12 @@ def test_ctrl_c_stops_keeps_finished_tasks_and_says_so(folder, text, tmp_path):
     tasks = tmp_path / "run" / "tasks"
     run = [*SPECTRO, "measure", "--model", folder, "--text", pages, "--out", tmp_path / "run", "--workers", "2"]
     run += ["--draws", "60"]
-    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  whoever started the tests
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(run, **pipes, start_new_session=True, preexec_fn=listening)
-    end = time.monotonic() + 240
-    while not any(tasks.glob("*.chain?.npz")) and process.poll() is None:
-        assert time.monotonic() < end, "waited in vain for the first task"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
-    pressed = time.monotonic()
-    out, error = process.communicate(timeout=120)
-    assert time.monotonic() - pressed < 60
+    with started(run) as process:
+        wait_for(lambda: any(tasks.glob("*.chain?.npz")) or process.poll() is not None, "the first task", 240)
+        press_ctrl_c(process)
+        pressed = time.monotonic()
+        out, error = process.communicate(timeout=120)
+        assert time.monotonic() - pressed < 60
     done = len(list(tasks.glob("*.chain?.npz")))
     assert process.returncode == 130, error
     assert out.startswith("model ")
