@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-from ..model.loading import LanguageModel
+from ..checks.locality import check_locality
+from ..model.engine import one_thread
+from ..model.loading import LanguageModel, engine_of
 from .bank import open_bank
 from .cost import within
 from .firstorder import assemble_gradients, prepare
@@ -62,7 +64,8 @@ def measure(
 
     Raises:
         ValueError: if the folder belongs to another plan or cannot be written, or the bank to other chains; if executor
-            or workers make no sense, or if the smallest shards need more than ``memory``.
+            or workers make no sense, if the smallest shards need more than ``memory``, or if γ is too loose for the
+            model (`checks.locality`).
         ChainError: if a chain leaves the neighbourhood of w*; what other tasks finished is kept.
         WorkerDied: if a process was killed from outside, for lack of memory for example, or a cluster's scheduler is
             lost.
@@ -72,6 +75,9 @@ def measure(
     if bank is not None and plan.first_order:
         raise ValueError("a measurement to first order makes no draws that a bank could keep: leave the bank out")
     kept = None if bank is None else str(open_bank(bank, plan).path.resolve())
+    if not plan.first_order and not (Path(out) / "manifest.json").exists():
+        with one_thread():
+            check_locality(engine_of(plan.model), plan.settings, plan.loss)
     run = RunFolder(out, plan.manifest())
     left = plan.left(run.finished())
     if left:
