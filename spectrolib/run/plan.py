@@ -167,6 +167,12 @@ class Plan:
         first, end = task.windows or (0, len(self.probe))
         return (end - first) * (self.probe.length - 1)
 
+    def operations(self, task: Task) -> float:
+        """Operations of a task, without those done once at w*: what tells how long it takes beside others."""
+        first, end = task.windows or (0, len(self.probe))
+        tokens = (end - first) * (self.probe.length - 1)
+        return float(tokens) if self.first_order else replace(Work.of(self), tokens=tokens).operations(task.components)
+
     def _part(self, task: Task, stretch: Stretch) -> Task:
         return task if stretch == (0, len(self.probe)) else replace(task, windows=stretch)
 

@@ -137,7 +137,7 @@ def test_worker_processes_share_a_bank(folder, filled, tmp_path):
 
 
 def test_a_chain_that_fails_leaves_nothing(folder, tmp_path):
-    wild = replace(TEAM, max_rise=1e-9)
+    wild = replace(TEAM, tilt=5.0, max_rise=1e-9)  # no chain at nβ = 0: those are judged before they run
     with pytest.raises(RuntimeError, match="the loss rose by"):
         run(plan(folder, wild), tmp_path / "run", bank=tmp_path / "bank")
     assert [file.name for file in (tmp_path / "bank").iterdir()] == ["manifest.json"]
