@@ -5,8 +5,9 @@ Known of the paper's algorithm [S]: personalised PageRank at alpha = 0.001 and t
 together is our completion [I], and each open choice is an option of `conductance_clusters`.
 
 Two methods. ``literal`` is the algorithm as we complete it, seed by seed, with the push at its full tolerance. ``fast``
-looks at small scales first and goes on only while the best cut is the end of what it sees; it chooses few seeds, and
-those well. `certify` compares what was found with exact solutions, and `spectrolib.pagerank` holds walks and sweeps.
+looks at small scales first and goes on only while the best cut lies at the end of the sweep; it tries fewer seeds, the
+most promising first. `certify` compares what was found with exact solutions; walks and sweeps are in
+`spectrolib.pagerank`.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ __all__ = [
     "SweepCut",
     "approximate_pagerank",
     "certify",
+    "cluster_summary",
     "conductance",
     "conductance_clusters",
     "exact_pagerank",
-    "summary",
     "sweep_cut",
 ]
 
@@ -50,7 +51,7 @@ CLUSTER, MAIN_BODY, SMALL, ISOLATED, UNVISITED, FLEETING, QUIET = WHY = (
     *("cluster", "main body", "small", "isolated", "unvisited"),
     *("fleeting", "quiet"),
 )
-"""What can become of a token."""
+"""What can become of a token (`Clustering.why`)."""
 OPTIONAL = ("share", "support")
 """Fields that only clusters of several repetitions have."""
 STOP = 0.001
@@ -73,16 +74,16 @@ class Clustering:
     order: Int[ndarray, " clusters"]
     """How many clusters were found before it."""
     why: ndarray
-    """(n,) text: "cluster"; "main body" (a seed whose cut is no cluster, or spoken for by one); "small" (of a cut
-    below min_size); "isolated" (no neighbour left); "unvisited" (none of these: the search ended before). Of
+    """(n,) text: "cluster"; "main body" (a seed whose cut is no cluster, or near such a seed); "small" (the same, for a
+    cut below min_size); "isolated" (no neighbour left); "unvisited" (none of these: the search ended before). Of
     `stable_clusters` also "fleeting" (in clusters that do not come back) and "quiet" (a row too short to compare)."""
     seeds_tried: int
     finished: bool = True
     """False if Ctrl-C ended the search: the clusters are sound, others may be missing."""
     share: Float[ndarray, " clusters"] | None = None
-    """Of the repetitions in which each cluster came back, where there were any (`stable_clusters`)."""
+    """Share of the repetitions in which each cluster came back (`stable_clusters`); None without repetitions."""
     support: Float[ndarray, " n"] | None = None
-    """Of the repetitions in which each token was in its cluster, likewise."""
+    """Share of the repetitions in which each token was in its cluster; None without repetitions."""
 
     @property
     def main_body(self) -> Bool[ndarray, " n"]:
@@ -139,16 +140,16 @@ def conductance_clusters(
         max_size: the longest prefix that counts [I]. None: 1000, but at most a quarter of all tokens. The number of
             tokens sets no limit.
         barrier: after its best cut the profile of a sweep must rise by this factor, or the cut is no cluster [I]. Where
-            nothing sets a set apart the profile falls and falls, and its least value says only where the sweep ended.
-            1 asks for nothing, as the paper's rule does as far as we know it: then the main body is cut up as well.
+            no set stands out the profile keeps falling, and its least value only marks where the sweep ended. 1 asks
+            for nothing, like the paper's rule as far as we know it: then the main body is cut up as well.
         progress: show a bar on a terminal.
 
     *literal*, for each seed: push to ``tol``, sweep, judge. If its cut is no cluster the seed alone is marked. At
     alpha = 0.001 and tol = 1e-7 a walk covers any graph below ten million edges, so every seed costs seconds.
 
-    *fast*: `spectrolib.peeling.fast` looks at small scales first, and takes the first cut that two scales agree on. A
-    failed seed speaks for the tokens around it too. So it finds small clusters inside what the literal method, which
-    takes the best cut of any size up to ``max_size``, cuts as one.
+    *fast*: `spectrolib.peeling.fast` looks at small scales first, and takes the first cut that two scales agree on.
+    After a failed seed the tokens next to it are not tried either. So it finds small clusters inside what the literal
+    method, which takes the best cut of any size up to ``max_size``, cuts as one.
 
     The bare reading of the paper's constants is ``method="literal", half_volume=False, max_size=n, barrier=1``. On
     the tables that we tried it cuts half of all tokens or more at once, for the best cut at any size nearly always is
@@ -162,7 +163,7 @@ def conductance_clusters(
         ValueError: for a graph that is not square, symmetric and non-negative, or an option out of range.
     """
     options = Options(alpha, tol, main_body, min_size, half_volume, max_size, barrier)
-    check(options, method, stop)
+    check_options(options, method, stop)
     graph = pagerank.checked(graph)
     if max_size is None:
         options = replace(options, max_size=max(min(LARGEST, graph.shape[0] // 4), min_size))
@@ -185,7 +186,7 @@ class _Search:
         self.rest, self.options, self.find, self.stop = peeling.Rest(graph), options, find, stop
         self.why = np.full(n, UNVISITED, dtype=f"<U{max(map(len, WHY))}")
         self.closed = np.zeros(n, dtype=np.bool_)
-        """Tokens that will not be seeds: in a cluster, tried, or spoken for."""
+        """Tokens that will not be seeds: in a cluster, tried, or next to a seed that failed."""
         self.why[self.rest.degree == 0] = ISOLATED
         self.closed[self.rest.degree == 0] = True
         self.found: list[tuple[Int[ndarray, " m"], float, int]] = []
@@ -248,7 +249,7 @@ def _seed_order(choice, n: int, seed: int) -> Int[ndarray, " seeds"] | None:
     return pagerank.node_list(choice, n)
 
 
-def check(options: Options, method: str, stop: float = STOP) -> None:
+def check_options(options: Options, method: str, stop: float = STOP) -> None:
     """Refuse (ValueError) options that are out of range."""
     if method not in ("fast", "literal"):
         raise ValueError(f"method must be 'fast' or 'literal', got {method!r}")
@@ -358,12 +359,12 @@ def stable_clusters(
     Each repetition takes some of the channels at random, brings rows to unit length, and cuts their mutual graph by
     conductance. A cluster *comes back* in a repetition that has one of more than half its tokens in common (Jaccard).
     From all clusters of all repetitions the one that comes back most often is taken first, then the best of those
-    left, and so on. What is published is not it but the agreement: the tokens that most of its matches hold.
+    left, and so on. What is returned is the agreement of its matches: the tokens that most of them hold.
 
     How many channels a repetition takes: a third. Channels are independent looks at the same inner products. The mean
     of m out of K differs from the mean of all by a variance in proportion to 1/m - 1/K; the mean of K fresh ones by
     2/K. The two are equal at m = K/3, so a repetition strays from the published clusters as far as a fresh measurement
-    would. It is a noisier look itself, so that the share errs on the low side.
+    would. With fewer channels it is noisier than the whole, so that the share errs on the low side.
 
     Args:
         rows: resolved rows (`run.resolved.rows_of`): any length, channels as columns.
@@ -558,7 +559,7 @@ def _published(agreed: _Agreed, found: Sequence[Clustering], loud: Int[ndarray, 
 # On disk -------------------------------------------------------------------------------------------------------------
 
 
-def summary(clustering: Clustering) -> dict:
+def cluster_summary(clustering: Clustering) -> dict:
     """A clustering in JSON-able numbers, without its labels."""
     return {
         "clusters": len(clustering.sizes),

@@ -16,7 +16,7 @@ A constant added to d_xy changes neither estimator; a constant added to g change
 must be taken on the same tokens.
 
 The covariance is the noisy part: a product of two fluctuations. Where chains run in teams with a tilt η
-(`spectrolib.posterior`, "Coupled chains"), the same number is had as a derivative,
+(`spectrolib.posterior`, "Coupled chains"), it can be measured as a derivative instead,
 
     Cov_C(g, d_xy) = -( mean_{nβ+η}[d_xy] - mean_{nβ-η}[d_xy] ) / 2η + O(η²),
 
@@ -24,8 +24,8 @@ whose variance is far smaller, and both estimators use it (`CovarianceSums.respo
 that drives the chains, L of the sampling text; that of the sample covariance is L of the loss windows. Both estimate
 the covariance with the mean loss, but of two texts, and a few windows are a noisy stand-in for that mean: the book's
 chapter What a susceptibility measures shows how far they differ. The sample covariance of the same draws stays beside
-it, with two controls: covariances with g permuted over draws and with noise in place of g. They know nothing of the
-observable, so what a result shares with them is no property of the susceptibility.
+it, with two controls: covariances with g permuted over draws and with noise in place of g. Both are unrelated to the
+observable, so whatever a result has in common with them is not due to the susceptibility.
 
 Resolved rows
 -------------
@@ -35,8 +35,8 @@ made of the channels themselves (`ResolvedSums`),
 
     r_C(xy) = ( F_t(xy) - mean_t F_t(xy) )_t / √draws,        r_C(xy) · r_C(x'y') = Cov_C( l_xy, l_x'y' ),
 
-keep all that the draws know: their inner products are the covariances of two losses over the draws. This goes beyond
-the paper, which keeps one number for each component [D].
+keep all the information in the draws: their inner products are the covariances of two losses over the draws. This goes
+beyond the paper, which keeps one number for each component [D].
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ from numpy import ndarray
 from .posterior import stable_seed
 
 CONTROLS = ("permuted", "noise")
-"""Observables in place of g that know nothing of it."""
+"""Control observables that take the place of g: g permuted over the draws, and noise."""
 CONTROL_DRAWS = 64
-"""Draws that are held at most to permute the observable over them."""
+"""Largest number of draws kept in memory at once, to permute the observable over them."""
 
 
 class CovarianceSums:
@@ -186,7 +186,7 @@ class CovarianceSums:
         return self.cross / self.count
 
     def covariance(self) -> Float[ndarray, " tokens"]:
-        """The best estimate of the covariance that there is: minus the response, or else the sample covariance."""
+        """The best available estimate of the covariance: minus the response, else the sample covariance."""
         return -self.response if self.pairs else self.sample_covariance()
 
     def variance(self) -> Float[ndarray, " tokens"]:
@@ -222,7 +222,7 @@ def merge_all(parts: Iterable[CovarianceSums]) -> CovarianceSums:
 
 
 def joined(parts: Sequence[Sums]) -> Sums:
-    """The sums over the same draws of stretches of tokens, side by side.
+    """Join sums over the same draws, each of its own stretch of tokens, into those of all these tokens.
 
     Raises:
         ValueError: if the parts do not hold the same draws.
@@ -287,7 +287,7 @@ def with_estimator(result, estimator: Estimator):
     Standard errors are of the estimator that was measured: they are left out where another is asked for.
 
     Raises:
-        ValueError: for an estimator that there is not.
+        ValueError: for an unknown estimator.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}: it must be one of {', '.join(ESTIMATORS)}")
@@ -384,7 +384,7 @@ def _where(mask: ndarray) -> list[int]:
 
 @functools.lru_cache(maxsize=1024)
 def _turn(turn: int, width: int, seed: int) -> tuple[Int[ndarray, " width"], Int[ndarray, " width"]]:
-    """Channels and signs of the draws from ``turn * width`` on; those of the first turn keep their place and sign."""
+    """Channels and signs of the ``width`` draws from ``turn * width`` on. In turn 0, draw i has channel i, sign +1."""
     if turn == 0:
         return np.arange(width), np.ones(width, dtype=np.int64)
     rng = np.random.default_rng(stable_seed("channels", seed, width, turn))
@@ -392,16 +392,16 @@ def _turn(turn: int, width: int, seed: int) -> tuple[Int[ndarray, " width"], Int
 
 
 def channel(draw: int, width: int, seed: int) -> tuple[int, int]:
-    """Where a draw goes, and its sign (`ResolvedSums`)."""
+    """The channel that a draw is added to, and its sign there (`ResolvedSums`)."""
     turn, place = divmod(draw, width)
     channels, signs = _turn(turn, width, seed)
     return int(channels[place]), int(signs[place])
 
 
 def untilted(losses: Float[ndarray, "members tokens"], tilt: float) -> Float[ndarray, "draws tokens"]:
-    """The draws of a team at one time: the mean of each pair at nβ + tilt and nβ - tilt, which is at nβ up to O(tilt²).
+    """One draw for each pair of tilted chains of a team: their mean, which is a draw at nβ up to O(tilt²).
 
-    The two of a pair share their noise, and hardly differ: as two channels they would say everything twice.
+    The two chains of a pair share their noise and hardly differ: as two channels they would say everything twice.
 
     Args:
         losses: of the members, in the order of `posterior.Settings.members`, where pairs stand side by side.
@@ -416,19 +416,18 @@ class ResolvedSums:
     Many draws are folded into few channels (CountSketch: Charikar, Chen and Farach-Colton 2002). The first ``width``
     draws keep a channel each. Every further ``width`` draws go to the channels in a random order, each with a random
     sign, so that channels stay equally full and a draw costs as many additions as there are tokens. Inner products are
-    then unbiased over the seed; what two draws have in common that share a channel is the noise. Rows are centred
-    after all draws are in: beside its sum, a channel remembers the sum of its signs.
+    then unbiased on average over seeds; draws that share a channel add noise. Rows are centred after all draws are in,
+    so beside its sum a channel remembers the sum of its signs.
 
     Sums of parts (blocks, chains) merge into the sums of the whole, and sums over stretches of tokens join to those
-    over all (`joined`). Tokens never mix, so neither changes a bit that depends on where the text was cut. Channels
-    are kept in float32, and only those that hold a draw: an entry is off by 2^-24 of its size for each draw that it
-    adds up, which is once while there are no more draws than channels. Merging in another order changes the rest by
-    such rounding alone.
+    over all (`joined`). Tokens never mix, so the result does not depend, to the last bit, on where the text was cut.
+    Only channels that hold a draw are kept, in float32: each draw that is added rounds an entry by 2^-24 of its size.
+    Merging in another order changes the result by such rounding alone.
 
     Args:
         tokens: number of losses.
         width: channels at most.
-        seed: what draws beyond ``width`` are folded with; one for each component, so that their noise is independent.
+        seed: of the folding of draws beyond ``width``; another for each component, so that their noise is independent.
 
     Attributes:
         count: draws seen.
@@ -440,7 +439,7 @@ class ResolvedSums:
 
     SCALARS = ("width", "seed", "count")
     LISTS = ("channels", "signs")
-    """Arrays that no token has a part in."""
+    """Arrays without an axis of tokens."""
     VECTORS = ("sums", "total")
 
     def __init__(self, tokens: int, width: int, seed: int = 0):
@@ -454,8 +453,8 @@ class ResolvedSums:
         """Take in one draw.
 
         Args:
-            draw: its number among all draws of the component, whichever part they are in: it decides the channel.
-            losses: of each token, less a constant near its mean (its value at w*): float32 keeps seven digits.
+            draw: its number among all draws of the component, not of this part alone: it decides the channel.
+            losses: of each token, minus a constant near its mean (its value at w*): float32 keeps seven digits only.
 
         Raises:
             ValueError: if the number of losses is not the one given at the start, or the draw's number is negative.
@@ -509,8 +508,8 @@ class ResolvedSums:
     def rows(self) -> Float[ndarray, "tokens channels"]:
         """A vector for each token: inner products of two are the covariance of their losses over the draws.
 
-        Exactly while there are no more draws than channels, else on average over seeds. The covariance divides by the
-        number of draws. There are as many columns as channels that hold a draw, ``width`` at most; float32.
+        This is exact while there are no more draws than channels; else it holds on average over seeds. The covariance
+        divides by the number of draws. One column for each channel that holds a draw, at most ``width``; float32.
 
         Raises:
             ValueError: if there was no draw yet.
@@ -540,12 +539,12 @@ def resolve(
     """The resolved rows of every token: the channels of all components side by side.
 
     Each component's rows are divided by their root mean square length over tokens, so that each component has the same
-    say. Inner products are those of the kernel Σ_C Cov_C(l, l') / σ_C², with σ_C² the mean over tokens of the variance
-    of l. Lengths of rows are left as they are: loud tokens have long ones.
+    weight. Inner products are those of the kernel Σ_C Cov_C(l, l') / σ_C², with σ_C² the mean over tokens of the
+    variance of l. Tokens whose losses fluctuate more keep longer rows.
 
     Args:
         rows: of each component, in the order of the columns; components may have any number of channels.
-        centre: whether the mean over tokens is taken away first, which leaves what sets a token apart from the text.
+        centre: whether the mean over tokens is subtracted first, which leaves how a token differs from the text.
 
     Raises:
         ValueError: if there are no components, they disagree on the number of tokens, a number is not finite, or all
@@ -566,7 +565,7 @@ def resolve(
 def unit_length(
     name: str, rows: Float[ndarray, "tokens channels"], centre: bool = False
 ) -> tuple[Float[ndarray, "tokens channels"], float]:
-    """The rows of one component with a root mean square length of 1 over tokens, and that length before.
+    """The rows of one component scaled to a root mean square length of 1 over tokens, and that length before scaling.
 
     Raises:
         ValueError: as `resolve`; ``name`` is the component's.

@@ -27,7 +27,7 @@ EXACT_UP_TO = 100_000
 SPARE = 16
 """Candidates beyond k that are ranked again in float64."""
 LEAST_WEIGHT = 1e-6
-"""No pair of a weighted graph weighs less."""
+"""Smallest weight of a pair in a weighted graph."""
 PROBES = 64
 """Cells of the inverted file that a search looks into, out of 4 √n."""
 _LARGEST = 1e100  # its square is still finite
@@ -53,7 +53,7 @@ def knn_graph(
     """The symmetric graph of k nearest neighbours: `nearest`, then `join`.
 
     Args:
-        vectors: one row a token. Equal rows are welcome: they are at distance 0.
+        vectors: one row a token. Rows may be equal: they are at distance 0.
         k: neighbours of each vector, itself not counted; 45 in the paper [S].
         symmetrise: "union" keeps a pair that either end has among its k nearest, "mutual" one that both have. The
             mutual graph may leave tokens without any neighbour. Union by default [I].

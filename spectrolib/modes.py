@@ -305,9 +305,9 @@ def bound(
 ) -> Float[ndarray, "*n"]:
     """|M| |c - c'|, which |η(xy) - η(x'y')| cannot exceed; |M| is the largest singular value of M.
 
-    With complete bases the distance on the right knows nothing of reasons: c(xy) of different tokens in context are
-    orthogonal, of length √(1/q(x) m(y)). The bound says something where few mode pairs respond: then take ``response``
-    and the coefficients over those pairs alone, and add what the others contribute.
+    With complete bases this distance says nothing about reasons: c(xy) of different tokens in context are orthogonal,
+    of length √(1/q(x) m(y)). The bound is informative where few mode pairs respond: then take ``response`` and the
+    coefficients over those pairs alone, and add what the others contribute.
     """
     difference = np.asarray(c, dtype=np.float64) - np.asarray(other, dtype=np.float64)
     distance = np.sqrt((difference**2).sum(axis=(-2, -1)))

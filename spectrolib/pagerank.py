@@ -8,8 +8,8 @@ starts again at the seed. The personalised PageRank of a seed s is where it is f
 A the weights, D the degrees. The paper's alpha is 0.001 [S]; that it is the teleport of the lazy walk is our reading
 [I]. The walk that never rests has the same vector at 2 alpha / (1 + alpha); networkx calls one minus that ``alpha``.
 
-*Push* (Andersen, Chung and Lang, 2006) keeps p + (what the residual r would still become) exact, and stops when r is
-below ``tol`` times the degree everywhere. Then p is too small by less than ``tol`` times the degree at every node.
+*Push* (Andersen, Chung and Lang, 2006) moves a residual r into p, so that p plus the PageRank of r stays exact, and
+stops when r is below ``tol`` times the degree everywhere. Then p is too small by less than ``tol`` times the degree.
 Each push at a node moves alpha r > alpha tol deg into p, so the degrees of all pushes sum to at most 1 / (alpha tol).
 
 *Sweep*: order nodes by p / degree and take the prefix of least conductance.
@@ -44,15 +44,15 @@ def compiled(function):
 def approximate_pagerank(
     graph: csr_array, seed: int, alpha: float = 0.001, tol: float = 1e-7
 ) -> tuple[Int[ndarray, " support"], Float[ndarray, " support"]]:
-    """Personalised PageRank by push, on as much of the graph as that takes: the work does not depend on its size.
+    """Personalised PageRank by push, which visits only a part of a large graph: its work does not grow with the graph.
 
     Args:
         graph: (n, n) symmetric weights, as from `spectrolib.graph.knn_graph`. Symmetry is not checked: that would cost
             more than the push.
         seed: the node where the walk starts and starts again.
         alpha: teleport probability of the lazy walk, 0 < alpha < 1; 0.001 in the paper [S], read as lazy [I].
-        tol: the residual ends below tol x degree everywhere; 1e-7 in the paper [S]. At alpha = 0.001 that is local only
-            on graphs of ten million edges or more.
+        tol: the residual ends below tol x degree everywhere; 1e-7 in the paper [S]. At alpha = 0.001 the push stays
+            local only on graphs of ten million edges or more.
 
     Returns:
         The nodes with p > 0, by index, and p there. ``0 <= exact - p < tol * degree`` at every node.
@@ -166,7 +166,7 @@ class Walk:
 
 @compiled
 def degree_of(indptr, indices, weights, degree, u):
-    """The row sum over the nodes that are there; kept."""
+    """Degree of node u: the sum of its weights to nodes that are not removed. Kept in ``degree``."""
     total = 0.0
     for e in range(indptr[u], indptr[u + 1]):
         if degree[indices[e]] >= 0:
@@ -236,7 +236,7 @@ def conductance(graph: csr_array, nodes: Int[ndarray, " m"]) -> float:
     0 for a set without edges to the rest, 1 for one without edges inside (and half of the volume at most).
 
     Raises:
-        ValueError: if the set names what is no node, or S or the rest has no volume.
+        ValueError: if the set holds something that is not a node, or S or the rest has no volume.
     """
     graph = _sparse(graph)
     inside = np.zeros(graph.shape[0])
@@ -257,7 +257,7 @@ class SweepCut:
     """The best prefix, in the order of the sweep: the shortest one, if several are best."""
     conductance: float
     order: Int[ndarray, " swept"]
-    """What was swept: by falling value over degree, ties by index."""
+    """The nodes by falling value over degree, ties by index."""
     profile: Float[ndarray, " swept"]
     """Conductance of each prefix of ``order``; infinite where a side has no volume or half_volume rules it out."""
 
@@ -297,7 +297,7 @@ def sweep_cut(
 
 
 def swept(graph, degree, nodes, values, volume, max_size=None, half_volume=False, inside=None):
-    """The order of a sweep and its profile; ``inside`` may lend n zeros, and gets them back."""
+    """Order and profile of a sweep (`SweepCut`); ``inside`` may give n zeros to work with; they end as zeros."""
     has = degree[nodes] > 0
     nodes, values = nodes[has], values[has]
     order = nodes[np.lexsort((nodes, -values / degree[nodes]))][:max_size]
@@ -335,7 +335,7 @@ def checked(graph: csr_array) -> csr_array:
     """A graph as these functions take it: square, symmetric, weights that are finite and not negative, no self-loops.
 
     Raises:
-        ValueError: saying what it is not.
+        ValueError: which says which of these fails.
     """
     graph = _sparse(graph)
     if not np.isfinite(graph.data).all() or (graph.data < 0).any():

@@ -1,6 +1,6 @@
-"""Peeling: seeds, one after another, each with its walk and its best cut; what is cut leaves the graph.
+"""Peeling: find the best cut around one seed after another, and remove each cluster that is cut from the graph.
 
-`spectrolib.clustering` is the way in. Here are what is left of a graph (`Rest`), the choice of seeds, and the two ways
+`spectrolib.clustering` is the way in. Here are the rest of a graph (`Rest`), the choice of seeds, and the two ways
 to look for the cut of one seed: `literal`, at the full tolerance at once, and `fast`, at small scales first.
 """
 
@@ -20,13 +20,13 @@ from .pagerank import Walk, compiled, degree_of
 FIRST_LOOK = 100
 """The first scale of the fast method: tol = 1 / (FIRST_LOOK x mean degree) lets a walk reach about so many tokens."""
 FINER = 0.5
-"""Each scale's tolerance, as a part of the last one's."""
+"""Factor between the tolerances of one scale and the next."""
 STEADY = 0.8
 """Two scales agree on a cut if the sets have this Jaccard overlap."""
 EVERYWHERE = 0.75
-"""From this part of all tokens on a push is no longer local, and the exact vector costs less."""
+"""Once a walk has reached this part of all tokens, push is no longer local, and the exact vector costs less."""
 SPOKEN_FOR = 200
-"""For so many tokens, first in its sweep, a failed seed of the fast method speaks too; but for 5 % of all at most."""
+"""Where a seed of the fast method fails, so many tokens at the start of its sweep are not tried either; 5 % at most."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Cut(NamedTuple):
     """The set that was cut, or would have been."""
     conductance: float
     spoken_for: Int[ndarray, " some"]
-    """Nodes for which the seed speaks too when it fails: the first of that set, or none."""
+    """Nodes, the first of that set, that are not tried as seeds after this one failed; or none."""
 
 
 class Rest:
-    """What is left of a graph: clusters leave it, degrees fall in place, nothing is rebuilt until half is gone.
+    """What is left of a graph once clusters are removed. Degrees are updated in place; arrays are rebuilt at half size.
 
-    Nodes are named as in the whole graph outside, and by their place in the arrays inside.
+    A node has a name, its number in the whole graph, and a place in the arrays here.
     """
 
     def __init__(self, graph: csr_array):
@@ -74,12 +74,12 @@ class Rest:
         self.walk, self._inside = Walk(graph, self.degree), np.zeros(n, dtype=np.bool_)
 
     def place(self, node: int) -> int:
-        """Where a node stands, -1 if it is gone."""
+        """The place of a node, by its name; -1 if it was removed."""
         i = int(np.searchsorted(self.names, node))
         return i if i < len(self.names) and self.names[i] == node and self.degree[i] >= 0 else -1
 
     def remove(self, places: Int[ndarray, " m"]) -> None:
-        """Take nodes away: their edges go, and their neighbours' degrees fall."""
+        """Remove nodes with their edges, and lower the degrees of their neighbours."""
         g = self.graph
         _remove(g.indptr, g.indices, g.data, self.degree, places)
         self.alive -= len(places)
@@ -96,11 +96,11 @@ class Rest:
         )
 
     def exact(self, seed: int, alpha: float, rtol: float = 1e-8) -> Float[ndarray, " n"]:
-        """The exact vector on what is left."""
+        """The exact PageRank vector of a seed on what is left."""
         return pagerank.solve(self.graph, np.maximum(self.degree, 0), seed, alpha, rtol)
 
     def scores(self) -> Float[ndarray, " n"]:
-        """Conductance of each node with its neighbours; infinite where there is nothing to cut."""
+        """Conductance of each neighbourhood, a node with its neighbours; infinite where there is nothing to cut."""
         g = self.graph
         return _neighbourhoods(g.indptr, g.indices, g.data, self.degree, self.volume)
 
@@ -169,11 +169,11 @@ def literal(rest: Rest, seed: int, options: Options) -> Cut:
 
 
 def fast(rest: Rest, seed: int, options: Options) -> Cut:
-    """Push to a loose tolerance, and tighten it only while the best cut is the end of what the walk has reached.
+    """Push to a loose tolerance, and tighten it only while the best cut lies at the end of the sweep.
 
-    A cut counts when two scales agree on it. The walk goes on from where it was; it does not rest, which gives the same
-    vector for half of the work. When it has come nearly everywhere, a push is no longer local, and conjugate
-    gradients take less time for an exact vector.
+    A cut counts when two scales agree on it. At the next scale the push goes on from where it was. Its walk never
+    rests, which gives the same vector for half of the work. When it has reached nearly all nodes, conjugate gradients
+    take less time for an exact vector.
     """
     walk, wandering = rest.walk, 2 * options.alpha / (1 + options.alpha)
     walk.start(seed)
@@ -201,7 +201,7 @@ def fast(rest: Rest, seed: int, options: Options) -> Cut:
 
 
 def judge(profile: Float[ndarray, " swept"], alive: int, options: Options) -> tuple[str, int]:
-    """What a sweep's best prefix is, and its length.
+    """Whether a sweep's best prefix is a cluster, small or main body; and its length.
 
     "main body" if it covers ``main_body`` of what is alive or of all prefixes that count, or if conductance does not
     rise to ``barrier`` times its value anywhere behind it: then the cut is where the sweep ends, not where a cluster

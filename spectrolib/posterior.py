@@ -55,7 +55,7 @@ class Member(NamedTuple):
     mirrored: bool
     """Whether its noise is -ξ."""
     tilt: float
-    """Its nβ less that of the settings."""
+    """Its nβ minus that of the settings: η, -η or 0."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Settings:
     """Draws kept from each chain."""
     steps_between_draws: int = 10
     burn_in: int = 0
-    """Steps before those that lead to the first draw."""
+    """Steps that are discarded; the first draw comes ``steps_between_draws`` steps after them."""
     preconditioner: Preconditioner = "rmsprop"
     rms_decay: float = 0.99
     """a of the update."""
@@ -92,7 +92,7 @@ class Settings:
     tilt: float = 0.0
     """η: each chain runs at nβ + η and at nβ - η with the same noise (module docstring). 0: at nβ alone."""
     max_rise: float = 10.0
-    """Nats above L(w*) (for a minibatch: above the first one's loss) at which a chain no longer counts as local."""
+    """Largest rise of the loss that is still local, nats: above L(w*), or, in minibatches, above the first one."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class Settings:
 
     @property
     def members(self) -> list[Member]:
-        """The chains that one chain stands for (module docstring)."""
+        """The chains of a team (module docstring); a single one where chains are not coupled."""
         tilts = (self.tilt, -self.tilt) if self.tilt else (0.0,)
         return [
             Member(self.nbeta + tilt, mirrored, tilt)
@@ -194,7 +194,7 @@ class Chain:
     Args:
         start: w* restricted to the component, flat.
         name: the component; with ``settings.seed`` and ``chain`` it fixes the noise.
-        member: what sets it apart from the other chains of its team, if there are any.
+        member: its nβ and the sign of its noise within a team; by default a chain on its own.
     """
 
     def __init__(
@@ -256,24 +256,24 @@ class Chain:
 
 
 def team(start: Float[Tensor, " parameters"], settings: Settings, *, name: str = "", chain: int = 0) -> list[Chain]:
-    """The chains that chain number ``chain`` stands for, in the order of ``settings.members``."""
+    """The team of chain number ``chain``: a chain for each of ``settings.members``, in that order."""
     return [Chain(start, settings, name=name, chain=chain, member=member) for member in settings.members]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What the chains that run in lockstep hold at one draw."""
+    """One draw of all chains that run in lockstep: their positions and minibatch losses."""
 
     index: int
     step: int
     positions: tuple[Tensor, ...]
-    """Flat weights of each chain: live buffers, so copy what must outlast the draw."""
+    """Flat weights of each chain. The next step overwrites these tensors: copy what you keep."""
     losses: tuple[float, ...]
     """Minibatch loss of each chain at its last step, before the update (nan if no gradient was needed)."""
 
     @property
     def position(self) -> Tensor:
-        """The weights of the first chain: of the only one, unless chains are coupled."""
+        """The weights of the first chain (the only one, unless chains are coupled)."""
         return self.positions[0]
 
 

@@ -80,7 +80,7 @@ def test_the_library_imports_what_it_declares():
     modules = set().union(*(imported(path.read_text()) for path in (ROOT / "spectrolib").rglob("*.py")))
     packages = {canonicalize_name(providers[module][0]) for module in modules}
     comes_along = {"fsspec", "pyarrow", "babel"}  # with huggingface-hub, datasets, and jupyter-book (a source of text)
-    assert packages - comes_along <= set(CORE) | set(EXTRAS["hub"]) | set(EXTRAS["distributed"])
+    assert packages - comes_along <= set(CORE) | set().union(*(EXTRAS[name] for name in ("hub", "distributed", "gguf")))
     for_readers = {"networkx"}  # asked for in every environment; the graph chapters compare with it
     assert set(CORE) - packages <= for_readers
 

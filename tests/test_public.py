@@ -40,11 +40,6 @@ DEFAULTS = {
     "graph.knn_graph": {"k": 45, "symmetrise": "union", "metric": "euclidean"},
     "clustering.conductance_clusters": {"seed": 0},
 }
-SHARED = set(
-    """Attention Card Estimate cards check effective_draws match measure number page parts probe_windows save size
-    summary write""".split()
-)
-"""Names that two rooms have: a set that may only shrink."""
 
 
 def named(name: str):
@@ -82,15 +77,13 @@ def test_a_profile_makes_a_plan_and_modules_have_short_names():
     assert tokenmap is sys.modules["spectrolib.reading.tokenmap"]
 
 
-def test_no_further_name_has_two_meanings():
+def test_no_public_function_or_class_has_the_name_of_another():
     homes, folder = defaultdict(set), Path(spectrolib.__file__).parent
     for file in folder.rglob("*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].add(file.relative_to(folder).as_posix())
-    shared = {name: sorted(places) for name, places in homes.items() if len(places) > 1}
-    assert {name: places for name, places in shared.items() if name not in SHARED} == {}
-    assert SHARED - set(shared) == set(), "these have one meaning now: take them from the set"
+    assert {name: sorted(files) for name, files in homes.items() if len(files) > 1} == {}
 
 
 def test_modules_are_imported_when_they_are_named():

@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from spectrolib.model.components import check, size
+from spectrolib.model.components import check_component, weight_count
 from spectrolib.model.engine import Engine, groups, one_thread
 from spectrolib.model.loading import engine_of
 from spectrolib.posterior import stable_seed
@@ -119,7 +119,7 @@ def random_directions(
     found = {}
     for name in components:
         generator = torch.Generator().manual_seed(stable_seed("directions", seed, name))
-        found[name] = torch.randn(count, size(name, engine.shape), generator=generator).to(engine.device)
+        found[name] = torch.randn(count, weight_count(name, engine.shape), generator=generator).to(engine.device)
     return found
 
 
@@ -127,8 +127,8 @@ def _check_moves(engine: Engine, moves: Mapping[str, Tensor]) -> None:
     if not moves:
         raise ValueError("there are no steps: give those of one component at least")
     for name, steps in moves.items():
-        check(name, engine.shape)
-        parameters = size(name, engine.shape)
+        check_component(name, engine.shape)
+        parameters = weight_count(name, engine.shape)
         if steps.ndim != 2 or steps.shape[1] != parameters or len(steps) == 0:
             raise ValueError(
                 f"steps of component {name!r} must have the shape (directions, {parameters}), got {tuple(steps.shape)}"

@@ -15,7 +15,7 @@ from spectrolib.model.components import FULL
 from spectrolib.model.operations import evaluation_operations, step_operations
 from spectrolib.model.shapes import PYTHIA, Shape
 from spectrolib.posterior import Settings
-from spectrolib.run.cost import Work, operations, parts
+from spectrolib.run.cost import Work, breakdown, operations
 
 from . import DATA
 
@@ -92,7 +92,7 @@ def cpu_seconds(work: Work, cores: int, rate: float) -> float:
     Args:
         rate: operations a second of a matrix product on one core (`spectrolib.run.cost.matmul_rate`).
     """
-    found = parts(work)
+    found = breakdown(work)
     moved = sum(part.numbers - part.logits for part in found)
     return (sum(part.operations for part in found) / (PRODUCTS * rate) + SECONDS_PER_NUMBER * moved) / cores
 

@@ -27,7 +27,7 @@ from ..estimator import ESTIMATORS, Estimator, standardise
 # Chains ---------------------------------------------------------------------------------------------------------
 
 LEAST_DRAWS = 8
-"""Of each chain, for R-hat and the rules about traces: with fewer, a part of a chain is next to nothing."""
+"""Fewest draws of a chain for R-hat and the rules about traces: with fewer, its parts are too short to compare."""
 
 
 def r_hat(trace: Float[ndarray, "chains draws"]) -> float:
@@ -43,7 +43,7 @@ def r_hat(trace: Float[ndarray, "chains draws"]) -> float:
 
 
 def effective_draws(trace: Float[ndarray, "chains draws"]) -> float:
-    """Bulk effective sample size of all chains together (arviz): independent draws that would say as much.
+    """Bulk effective sample size of all chains together (arviz): independent draws with the same precision.
 
     NaN for fewer than 12 draws of a chain, which cannot show how they depend on each other, or a trace that never
     moves.
@@ -58,8 +58,8 @@ def effective_draws(trace: Float[ndarray, "chains draws"]) -> float:
 def rise_error(trace: Float[ndarray, "chains draws"]) -> float:
     """Standard error of the mean of all draws, from the spread between the chains' means, as a share of that mean.
 
-    It asks nothing of a chain but to be independent of the others, so it holds for few draws too. It does not see what
-    all chains have in common, such as a rise that is not over. NaN for one chain.
+    It assumes only that chains are independent of each other, so it holds for few draws too. It does not see errors
+    that all chains share, such as those of chains that have not settled. NaN for one chain.
     """
     if len(trace) < 2:
         return math.nan
@@ -214,7 +214,7 @@ def spearman_brown(correlation: Float[ndarray, " columns"]) -> Float[ndarray, " 
 
 
 def column_reliability(result, estimator: Estimator | None = None, *, draws: int | None = None):
-    """How well each column would come out again: the correlation over tokens of two halves of the chains.
+    """Reliability of each column: the correlation over tokens of two halves of the chains, corrected to full length.
 
     Chains (or teams: never parts of one) of even and of odd number form the halves, the restricted and the unrestricted
     ones alike, so the halves share nothing but the windows and, if the setting says so, the order of the minibatches.
@@ -250,7 +250,7 @@ def token_reliability(
     *,
     draws: int | None = None,
 ):
-    """How well a token's vector would come out again: cosine of its standardised rows from two halves of the chains.
+    """Reliability of each token's vector: the cosine of its standardised rows from two halves of the chains.
 
     Each half holds half of the chains, so this is the reliability of half a measurement: the whole has more. ``rows``
     as in `estimator.standardise`; the rest as in `column_reliability`.

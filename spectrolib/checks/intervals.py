@@ -14,7 +14,7 @@ NORMAL = 1.959964
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval; NaN, and all that is possible, where nothing is known."""
+    """A number with its 95 % interval. Where nothing is known: NaN, and the interval of all possible values."""
 
     value: float
     low: float

@@ -64,7 +64,7 @@ class Errors:
 
 
 class Interval(NamedTuple):
-    """Where the value of an endlessly long run lies, entry by entry, with the coverage asked for."""
+    """Interval for the value that an endlessly long run would give, entry by entry, with the coverage asked for."""
 
     low: Float[ndarray, "tokens components"]
     high: Float[ndarray, "tokens components"]
@@ -74,7 +74,7 @@ def errors(noise: Float[ndarray, "tokens components"]) -> Errors:
     """Errors of a table from one draw of its noise: the model of the module docstring.
 
     Args:
-        noise: D, of the variance that the table's own noise has.
+        noise: D of the module docstring: a sample of noise, with the variance of the noise in the table.
     """
     if noise.shape[1] < 2:  # no other column to learn from
         return Errors(np.abs(noise), np.ones(noise.shape[1]))
@@ -149,12 +149,12 @@ class Distance(NamedTuple):
     """The squared distance of two tokens' standardised vectors."""
 
     squared: float
-    """Without the part that noise adds on average; so it may come out below zero."""
+    """With the mean contribution of noise subtracted, so it may be below zero."""
     error: float
     low: float
     high: float
     plain: float
-    """With that part: the square of the distance that a neighbour graph sees."""
+    """Without that correction: the square of the distance that a neighbour graph uses."""
 
 
 def distance(result, i: int, j: int, rows: Literal["center"] | None = "center", level: float = 0.9) -> Distance:
@@ -198,8 +198,8 @@ class Neighbourhood(NamedTuple):
 def neighbourhoods(result, k: int = 45, rows: Literal["center"] | None = "center") -> Neighbourhood:
     """The noise floor of the neighbour graph, token by token.
 
-    ``kept`` is of half measurements, so the whole keeps more. Where ``noise`` is near 1, a long run may swap the
-    neighbours; being chosen as near, they have less than their part of it, so it may exceed 1.
+    ``kept`` compares two half measurements, so the whole keeps more. Where ``noise`` is near 1, a longer run may find
+    other neighbours. It may exceed 1, for neighbours are chosen by their small measured distances.
 
     Raises:
         ValueError: as `vector_error`; or as `graph.nearest` for k.

@@ -10,18 +10,19 @@ from typing import Annotated
 
 import typer
 
-from .cards import cards
-from .cluster import cluster
-from .info import info
-from .map import map_
-from .match import match
-from .measure import measure
-from .plan import plan
+from .cards import cards_command
+from .cluster import cluster_command
+from .info import info_command
+from .map import map_command
+from .match import match_command
+from .measure import measure_command
+from .plan import plan_command
 from .terminal import speak_plainly
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-for _command in (measure, info, cluster, cards, map_, match, plan):
-    app.command(_command.__name__.rstrip("_"))(_command)
+_COMMANDS = (measure_command, info_command, cluster_command, cards_command, map_command, match_command, plan_command)
+for _command in _COMMANDS:
+    app.command(_command.__name__.removesuffix("_command"))(_command)
 
 
 def _version(wanted: bool) -> None:

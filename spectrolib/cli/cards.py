@@ -17,7 +17,7 @@ from .runs import CUT, clustered_result, standardisation, tokenizer_for
 from .terminal import console, number, one_line_errors, print_rows
 
 
-def cards(
+def cards_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
     model: Annotated[str, typer.Option(help="Whose tokenizer reads the tokens; by default the measured model's.")] = "",
     examples: Annotated[int, typer.Option(help="Members to show of each cluster.", min=0)] = 12,
@@ -76,7 +76,7 @@ def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str
     }
     about = f"{len(found.labels):,} tokens of {run.resolve().name}, of which {found.coverage:.0%} are in a cluster."
     room.save_cards(described, run, summary)
-    catalogue.write(described, run, title=f"Clusters of {run.resolve().name}", about=about)
+    catalogue.write_catalogue(described, run, title=f"Clusters of {run.resolve().name}", about=about)
     return described, summary
 
 

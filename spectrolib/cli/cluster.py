@@ -12,7 +12,7 @@ import typer
 from .terminal import console, duration, one_line_errors, print_rows
 
 
-def cluster(
+def cluster_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`.")],
     rows: Annotated[
         str,
@@ -49,7 +49,7 @@ def cluster(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Cluster the tokens of a finished run: writes RUN/clusters.npz and RUN/clusters.json, prints a summary."""
-    from ..clustering import check
+    from ..clustering import check_options
     from ..estimator import with_estimator
     from ..graph import check_symmetrise
     from ..peeling import Options
@@ -68,7 +68,7 @@ def cluster(
             )
         k = (15 if resolved else 45) if k is None else k
         min_size = (10 if resolved else 20) if min_size is None else min_size
-        check(Options(min_size=min_size, max_size=max_size, barrier=barrier), method)
+        check_options(Options(min_size=min_size, max_size=max_size, barrier=barrier), method)
         options = {"method": method, "seed": seed, "min_size": min_size, "max_size": max_size, "barrier": barrier}
         result = with_estimator(result, estimator) if estimator else result
         shape = {"k": k, "symmetrise": symmetrise, "rows": rows, "whiten": whiten}
@@ -107,7 +107,7 @@ def _resolved(run: Path, result, settings: dict, options: dict) -> dict:
         "components": result.sizes["component"],
         "channels": rows.shape[1],
         "settings": settings,
-        **clustering.summary(found),
+        **clustering.cluster_summary(found),
         "seconds": {"all": time.perf_counter() - begin},
     }
     save_clusters(found, run, summary)
@@ -136,7 +136,7 @@ def _cluster(run: Path, chi, settings: dict, options: dict, certify: int) -> dic
         "components": chi.shape[1],
         "settings": settings,
         "graph": {"mean_degree": joined.nnz / len(vectors), "recall": graph.recall(vectors, near)},
-        **clustering.summary(found),
+        **clustering.cluster_summary(found),
         "exact": {"clusters": exact.clusters.tolist(), "overlap": exact.overlap.tolist()},
         "seconds": {"graph": graph_seconds, "all": time.perf_counter() - begin},
     }

@@ -12,7 +12,7 @@ from rich.table import Table
 from .terminal import console, number, one_line_errors, print_rows
 
 
-def info(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`.")]) -> None:
+def info_command(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`.")]) -> None:
     """Say what a run folder holds: the plan, the state, whether the chains are in order, how reliable the result is."""
     from ..model.components import FULL
     from ..model.engine import groups

@@ -11,7 +11,7 @@ from .runs import CUT, clustered_result, clustered_vectors, tokenizer_for
 from .terminal import console, duration, one_line_errors, print_rows
 
 
-def map_(
+def map_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
     model: Annotated[str, typer.Option(help="Whose tokenizer reads the tokens; by default the measured model's.")] = "",
     k: Annotated[int, typer.Option(help="Neighbours that UMAP looks at; itself is one.")] = 45,
@@ -41,7 +41,7 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
     laid_out = time.perf_counter() - before
     title, catalogue = f"Tokens of {run.resolve().name}", "catalogue.html" if cards else ""
     names = {"tokenizer": tokenizer, "title": title, "catalogue": catalogue}
-    size = tokenmap.write(tokenmap.page(result, found, positions, cards=cards, **names), run / "map.html")
+    size = tokenmap.write_page(tokenmap.map_page(result, found, positions, cards=cards, **names), run / "map.html")
     words = {
         "tokens": f"{len(vectors):,}, {found.coverage:.0%} of them in {len(found.sizes)} clusters",
         "cards": f"of {len(cards)} clusters" if cards else f"none: run `spectro cards {run}`, then this again",

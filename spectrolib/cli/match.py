@@ -16,7 +16,7 @@ from .runs import reader_of
 from .terminal import console, duration, number, one_line_errors, print_rows
 
 
-def match(
+def match_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
     dictionaries: Annotated[
         list[str] | None,
@@ -51,7 +51,7 @@ def _match(run: Path, names: list[str], sites: list[str], model: str, settings: 
     from ..run.store import open_clusters, open_result
 
     begin = time.perf_counter()
-    matching.check(settings["score"], settings["permutations"])
+    matching.check_comparison(settings["score"], settings["permutations"])
     result, clusters = open_result(run), open_clusters(run)
     if len(clusters.labels) != result.sizes["token"] or not len(clusters.sizes):
         raise ValueError(f"{run} has no clusters of its {result.sizes['token']:,} tokens: run `spectro cluster {run}`")
@@ -81,7 +81,7 @@ def _match(run: Path, names: list[str], sites: list[str], model: str, settings: 
         "settings": settings,
         "nulls": list(matching.NULLS),
         "false_discovery_rate": matching.LEVEL,
-        "dictionaries": [about | matching.summary(compared) for about, compared in found],
+        "dictionaries": [about | matching.match_summary(compared) for about, compared in found],
         "seconds": time.perf_counter() - begin,
     }
     matching.save_matches([about | matching.columns(compared) for about, compared in found], run, summary)

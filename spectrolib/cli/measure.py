@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from ..text.corpus import Document
 
 
-def measure(
+def measure_command(
     out: Annotated[Path, typer.Option(help="Run folder. An interrupted run goes on with the same command.")],
-    profile: Annotated[str, typer.Option(help="Constants of the run: smoke, book or paper.")] = "smoke",
-    model: Annotated[str, typer.Option(help="bundled, a folder, or a name on the hub; by default the profile's.")] = "",
+    profile: Annotated[str, typer.Option(help="Constants of the run: smoke, book, laptop or paper.")] = "smoke",
+    model: Annotated[
+        str,
+        typer.Option(help="bundled, a folder, a .gguf file, a name on the hub, or smollm2; by default the profile's."),
+    ] = "",
     revision: Annotated[
         str,
         typer.Option(help="Branch, tag or commit on the hub, such as step1000 of a Pythia.", show_default="main"),
@@ -34,8 +37,14 @@ def measure(
             help="Local text to take all windows from: a file, or a folder of prose, LaTeX, source files or JSON Lines."
         ),
     ] = "",
-    data: Annotated[str, typer.Option(help="Data set on the hub to take all windows from.")] = "",
+    data: Annotated[
+        str, typer.Option(help="Data set on the hub to take all windows from: owner/name, owner/name[subset]:column.")
+    ] = "",
     probe: Annotated[str, typer.Option(help="Local text to take the probe windows from; the others stay.")] = "",
+    probe_data: Annotated[str, typer.Option(help="Data set on the hub to take the probe windows from.")] = "",
+    tokens: Annotated[str, typer.Option(help="Probe tokens, such as 20k.", show_default="the profile's")] = "",
+    length: Annotated[int | None, typer.Option(help="Tokens of a window.")] = None,
+    windows: Annotated[int | None, typer.Option(help="Windows to sample from.")] = None,
     components: Annotated[str, typer.Option(help='Such as "l0h0, l3 mlp, embed"; by default all.')] = "",
     estimator: Annotated[str, typer.Option(help="two_chain or one_chain.")] = "two_chain",
     nbeta: Annotated[float | None, typer.Option(help="Weight of the loss, nβ; 0 is the control.")] = None,
@@ -44,6 +53,7 @@ def measure(
     draws: Annotated[int | None, typer.Option(help="Draws of each chain.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps between draws.")] = None,
     chains: Annotated[int | None, typer.Option(help="Chains of each component.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Windows in a minibatch.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Chains on their own instead of teams, more draws.")] = False,
     channels: Annotated[
         int | None,
@@ -81,24 +91,22 @@ def measure(
     """Measure the susceptibility of every probe token for every component."""
     from ..model.loading import load_model
     from ..run.cost import bytes_of
-    from ..run.measure import fitted
-    from ..run.measure import measure as carry_out
+    from ..run.measure import fitted, measure
+    from ..run.profiles import get
     from ..run.store import finished_tasks
     from ..run.workers import start_forkserver
 
     overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
-    overrides["steps_between_draws"] = steps
+    overrides |= {"steps_between_draws": steps, "batch_size": batch}
     with one_line_errors():
         settings = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
-        constants, changes = _changes(profile, text, data, components, estimator, settings, plain)
+        constants = _sized(get(profile), tokens, length, windows)
+        changes = _changes(constants, components, estimator, settings, plain)
         limit, changes["shards"] = bytes_of(memory) if memory else None, shards
-        changes |= {
-            "channels": (2048 if first_order else 512) if channels is None else channels,
-            "first_order": first_order,
-        }
+        changes |= {"channels": channels, "first_order": first_order or constants.first_order}
         if not dry_run:
             start_forkserver()  # it imports what the workers need while this process imports what it needs
-        texts = _texts(text, data, probe)
+        texts = _texts(text, data, probe, probe_data)
         found = load_model(model or constants.model, revision=revision or None, device=device)
         plan = fitted(_plan(constants, changes, found, texts), out, limit)
         _print_plan(plan, workers, bank)
@@ -106,7 +114,7 @@ def measure(
         if dry_run:
             return
         try:
-            result = carry_out(plan, out, executor=executor, workers=workers, bank=bank or None, check=check)
+            result = measure(plan, out, executor=executor, workers=workers, bank=bank or None, check=check)
         except KeyboardInterrupt:
             finished = finished_tasks(out)
             done = sum(map(len, finished.values()))
@@ -114,31 +122,44 @@ def measure(
         _print_summary(result, out)
 
 
-def _changes(
-    profile: str, text: str, data: str, components: str, estimator: str, settings: dict, plain: bool
-) -> tuple[Profile, dict]:
-    """The profile, and what the command line changes of its plan: everything that can be checked without the model."""
-    from ..estimator import ESTIMATORS
-    from ..run.profiles import get
+def _sized(profile: Profile, tokens: str, length: int | None, windows: int | None) -> Profile:
+    """The profile with other sizes of text."""
+    from ..run.cost import count_of
 
-    constants = get(profile)
-    if text and data:
-        raise ValueError("give --text or --data, not both")
+    given = {"length": length, "sampling_windows": windows}
+    if wrong := [name for name, value in given.items() if value is not None and value < (2 if name == "length" else 1)]:
+        raise ValueError(f"{wrong[0]} is {given[wrong[0]]}: a run needs windows, of at least 2 tokens")
+    profile = replace(profile, **{name: value for name, value in given.items() if value is not None})
+    return replace(profile, probe_windows=-(-count_of(tokens) // (profile.length - 1))) if tokens else profile
+
+
+def _changes(constants: Profile, components: str, estimator: str, settings: dict, plain: bool) -> dict:
+    """What the command line changes of a profile's plan: everything that can be checked without the model."""
+    from ..estimator import ESTIMATORS
+
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}: it must be one of {', '.join(ESTIMATORS)}")
     base = constants.settings.plain() if plain else constants.settings
     changes: dict = {"settings": replace(base, **settings), "estimator": estimator}
     if components:
         changes["components"] = tuple(name.strip() for name in components.split(","))
-    return constants, changes
+    return changes
 
 
-def _texts(text: str, data: str, probe: str) -> dict[str, tuple[Iterator[Document], str]]:
+def _texts(text: str, data: str, probe: str, probe_data: str) -> dict[str, tuple[Iterator[Document], str]]:
     """Documents to cut all windows from, and the probe windows, with what they are called; refused if not there."""
     from ..text.corpus import hub_documents, local_documents
 
-    found = {"all": (local_documents(text), text)} if text else {"all": (hub_documents(data), data)} if data else {}
-    return found | ({"probe": (local_documents(probe), probe)} if probe else {})
+    found = {}
+    for role, local, hub, names in (
+        ("all", text, data, "--text or --data"),
+        ("probe", probe, probe_data, "--probe or --probe-data"),
+    ):
+        if local and hub:
+            raise ValueError(f"give {names}, not both")
+        if local or hub:
+            found[role] = (local_documents(local), local) if local else (hub_documents(hub), hub)
+    return found
 
 
 def _print_left_out(*places: str) -> None:
@@ -152,17 +173,17 @@ def _print_left_out(*places: str) -> None:
 
 
 def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) -> Plan:
-    from ..run.plan import Plan, probe_windows, text_windows
+    from ..run.plan import Plan, cut_probe_windows, text_windows
 
     if "all" in texts:
         changes = changes | text_windows(constants, model, *texts["all"])
     if "probe" in texts:
-        changes = changes | {"probe": probe_windows(constants, model, *texts["probe"])}
+        changes = changes | {"probe": cut_probe_windows(constants, model, *texts["probe"])}
     return Plan.from_profile(constants, model=model, **changes)
 
 
 def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
-    from ..run.bank import size
+    from ..run.bank import bank_bytes
     from ..run.cost import Work, bytes_text, disk, need, of
     from ..run.workers import available_cores
 
@@ -196,7 +217,9 @@ def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
         rows["components"] = f"{named}, to first order: a gradient of every token, no chains; seed {s.seed}"
         rows["cost"] = f"{len(plan.tasks)} tasks; {predictions:,} gradients, {counted.operations:.3g} operations"
     if bank:
-        rows["draws"] = f"kept in {bank}, {bytes_text(size(Work.of(plan)))} in all; those that are there cost no steps"
+        rows["draws"] = (
+            f"kept in {bank}, {bytes_text(bank_bytes(Work.of(plan)))} in all; those that are there cost no steps"
+        )
     print_rows(rows)
 
 

@@ -11,7 +11,7 @@ import typer
 from .terminal import duration, one_line_errors, print_rows
 
 
-def plan(
+def plan_command(
     model: Annotated[str, typer.Option(help="A model by name, such as pythia-1.4b or gpt2; bundled, or a folder.")],
     tokens: Annotated[str, typer.Option(help="Probe tokens, such as 20k or 4.25M.")],
     draws: Annotated[int | None, typer.Option(help="Draws of each chain; by default those of profile paper.")] = None,
@@ -37,9 +37,9 @@ def plan(
         given = {"draws": draws, "chains": chains, "steps_between_draws": steps, "batch_size": batch}
         base = PAPER.settings.plain() if plain else PAPER.settings
         settings = replace(base, **{name: value for name, value in given.items() if value is not None})
-        work = cost.Work(cost.shape_of(model), cost.number(tokens), settings, length=length)
+        work = cost.Work(cost.shape_of(model), cost.count_of(tokens), settings, length=length)
         share = cost.EFFICIENCY if efficiency is None else efficiency
-        found = cost.summary(work, cost.card_of(card), precision, share, model)
+        found = cost.cost_summary(work, cost.card_of(card), precision, share, model)
     print(json.dumps(found, indent=2)) if as_json else print_rows(_plan_in_words(found))
 
 

@@ -1,4 +1,4 @@
-"""What the commands that read clusters ask of a run folder."""
+"""What the commands that work on clusters read from a run folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..text.jsonfiles import Fields, read_json
 
 
 def settings_of_clusters(run: Path) -> dict:
-    """The settings of `spectro cluster`; none if it was not run."""
+    """The settings of `spectro cluster`; empty if it was not run."""
     file = run / "clusters.json"
     if not file.exists():
         return {}
@@ -19,7 +19,7 @@ def settings_of_clusters(run: Path) -> dict:
 
 
 def clustered_result(run: Path):
-    """The result, by the estimator that was clustered."""
+    """The result, with the susceptibilities of the estimator that was clustered."""
     from ..estimator import with_estimator
     from ..run.store import open_result
 
@@ -50,11 +50,11 @@ def standardisation(run: Path) -> dict:
 
 
 CUT = "characters cut into several tokens show as �: name the measured model with --model"
-"""What to say where a tokenizer is wanted and not there."""
+"""Note for the user where a tokenizer is needed and missing."""
 
 
 def tokenizer_for(run: Path, result, model: str):
-    """The tokenizer that reads a result, None where none is wanted or to be had; and whether it is missed.
+    """The tokenizer for a result (None if it is not needed or not available), and whether it is needed and missing.
 
     A result has the text of each token. That is enough, unless characters are cut into several tokens.
     """

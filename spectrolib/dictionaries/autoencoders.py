@@ -91,22 +91,22 @@ class Autoencoder:
         return _stack([_sparse(a, self.k) for a in dense], self.features)
 
     def decode(self, magnitudes: csr_array) -> Float[ndarray, "tokens width"]:
-        """What the magnitudes stand for."""
+        """The vectors that the magnitudes describe: b + Σ_f a_f d_f."""
         return np.asarray(magnitudes @ self.decoder.numpy()) + self.bias.numpy()
 
     def reconstruct(self, x: Float[ndarray, "tokens width"]) -> Float[ndarray, "tokens width"]:
-        """The vectors as the features have them."""
+        """Encode and decode: the vectors as the features describe them."""
         return self.decode(self.encode(x))
 
 
 def sparsest(values: Float[ndarray, "tokens directions"], k: int) -> csr_array:
-    """The k largest positive values of each token: any set of directions on the footing of a TopK autoencoder."""
+    """The k largest positive values of each token, so that any directions compare with a TopK autoencoder."""
     dense = torch.as_tensor(np.asarray(values), dtype=torch.float32)
     return _stack([_sparse(part, k) for part in dense.split(max(1, _CHUNK // dense.shape[1]))], dense.shape[1])
 
 
 def _sparse(dense: Float[Tensor, "tokens features"], k: int | None) -> tuple[ndarray, ndarray, ndarray]:
-    """Values, columns and the count of each row, of what stays."""
+    """Values that are kept, their columns, and how many each row has."""
     if k is None:
         keep = dense > 0
         return dense[keep].numpy(), keep.nonzero()[:, 1].numpy(), keep.sum(dim=1).numpy()
@@ -154,7 +154,7 @@ def train(x: Float[ndarray, "tokens width"], recipe: Recipe | None = None, *, si
     loss that revives dead features: on the bundled model hardly any die without one, as the cards say.
 
     Args:
-        x: activation vectors, all tokens alike.
+        x: activation vectors; each token counts the same.
         recipe: settings; ``changes`` replace some of them.
         site: where ``x`` was taken.
 
@@ -216,18 +216,18 @@ class _Trainer:
 
 @dataclass(frozen=True)
 class Health:
-    """The usual figures, on text that the autoencoder was not trained on."""
+    """How good an autoencoder is, in the usual figures, on text that it was not trained on."""
 
     explained_variance: float
     """1 - |x - x̂|² / |x - mean|², summed over tokens."""
     loss: float
-    """Of the model, nats per token."""
+    """Loss of the model, nats per token."""
     spliced_loss: float
-    """With the reconstruction in place of the activations."""
+    """Loss with the reconstruction in place of the activations."""
     mean_loss: float
-    """With the mean activation in their place."""
+    """Loss with the mean activation in their place."""
     zero_loss: float
-    """With zeros in their place."""
+    """Loss with zeros in their place."""
     active: float
     """Features active on a token, on average."""
     density: Float[ndarray, " features"]
@@ -235,7 +235,7 @@ class Health:
 
     @property
     def recovered(self) -> float:
-        """Loss recovered: 1 is the model's own, 0 that with the mean activation (a harder zero than zeros are)."""
+        """Loss recovered: 1 is the model's own, 0 that with the mean activation (a stricter baseline than zeros)."""
         return (self.mean_loss - self.spliced_loss) / (self.mean_loss - self.loss)
 
     @property

@@ -75,7 +75,7 @@ def shipped() -> dict[str, dict]:
 
 
 def shipped_for(model) -> list[str]:
-    """The names of those that were made for a model.
+    """The names of the shipped autoencoders that were made for a model.
 
     Raises:
         ValueError: if there is none.
@@ -175,7 +175,7 @@ def features(autoencoder: Autoencoder, model, windows: Windows) -> csr_array:
     It takes the windows piece by piece, so that the activations of all of them need not fit into memory.
 
     Args:
-        model: a `LanguageModel`, or its `Engine`. A dictionary whose card says so gets its weights shuffled.
+        model: a `LanguageModel`, or its `Engine`. For a control (`of_shuffled_weights`) its weights are shuffled.
 
     Returns:
         (windows x time, features).
@@ -192,12 +192,12 @@ def features(autoencoder: Autoencoder, model, windows: Windows) -> csr_array:
 
 
 def of_shuffled_weights(autoencoder: Autoencoder) -> bool:
-    """Whether its card says that it is one of the bundled model with its weights shuffled, a control."""
+    """Whether an autoencoder is a control, made from the bundled model with shuffled weights: its card says so."""
     return str(autoencoder.card.get("model", "")).endswith("its weights shuffled")
 
 
 def check_fits(autoencoder: Autoencoder, model) -> None:
-    """Whether a dictionary can read a model.
+    """Check that a dictionary fits a model.
 
     Raises:
         ValueError: for a layer or a width that the model does not have, or a card that names other weights.

@@ -84,13 +84,13 @@ class Matches:
         return (self.best >= 0) & (self.score >= threshold) & (self.q <= level)
 
     def beyond(self, level: float = 0.05) -> Bool[ndarray, " clusters"]:
-        """Clusters with any reported pair, whatever it scores: sharper than `matched`, where only the best counts."""
+        """Clusters with any pair reported at this rate. More sensitive than `matched`, which takes best pairs alone."""
         found = np.zeros(len(self.sizes), dtype=bool)
         found[self.pairs.cluster[self.pairs.q <= level]] = True
         return found
 
     def feature_score(self) -> Float[ndarray, " features"]:
-        """The best F1 that each feature has with any cluster: the other way round."""
+        """For each feature, its best F1 with any cluster."""
         best = np.zeros(len(self.active))
         np.maximum.at(best, self.pairs.feature, self.pairs.f1)
         return best
@@ -125,7 +125,7 @@ def match(
             finite; an unknown score; fewer than one permutation.
     """
     labels, activations, keep = _checked(clusters, activations, keep)
-    check(score, permutations)
+    check_comparison(score, permutations)
     active = _ones(activations)
     counts, sizes = np.diff(active.tocsc().indptr).astype(np.int64), np.bincount(labels[labels >= 0])
     ranked = _Ranking(activations)
@@ -140,12 +140,8 @@ def match(
     return _against(null, pairs, sizes, counts, score)
 
 
-def check(score: str, permutations: int) -> None:
-    """Whether `match` knows the score, and has something to compare with.
-
-    Raises:
-        ValueError: if not.
-    """
+def check_comparison(score: str, permutations: int) -> None:
+    """Refuse (ValueError) a score that `match` does not know, or fewer than one permutation."""
     if score not in SCORES:
         raise ValueError(f"score must be one of {SCORES}, got {score!r}")
     if permutations < 1:
@@ -164,7 +160,7 @@ def compare(clusters, activations, token: Int[ndarray, " tokens"], **options) ->
 
 
 def together(found: Sequence[Matches], score: Score = "f1") -> Matches:
-    """What `match` finds with the features of several dictionaries side by side, from what it found with each.
+    """What `match` finds with the features of several dictionaries together, from its results for each.
 
     So the best feature is the best of all dictionaries, in the shuffles as in the measured labels, and the rates of
     false discovery hold for all of them at once.
@@ -373,9 +369,9 @@ def match_rate(
 
 
 def rate_difference(one: Bool[ndarray, " clusters"], other: Bool[ndarray, " clusters"]) -> Estimate:
-    """How much more of the same clusters one dictionary matches than another, with a 95 % interval.
+    """Difference between the match rates of two dictionaries on the same clusters, with a 95 % interval.
 
-    Only clusters that one matches and the other does not tell them apart. The interval is that of Agresti and Min
+    It depends on the clusters that one of them matches and the other does not. The interval is that of Agresti and Min
     (2005): the normal one, after half a cluster is added to each of the four cells of the table.
 
     Raises:
@@ -392,12 +388,12 @@ def rate_difference(one: Bool[ndarray, " clusters"], other: Bool[ndarray, " clus
 # On disk -------------------------------------------------------------------------------------------------------------
 
 THRESHOLDS = (0.2, 0.5)
-"""Of the score, to quote; the curve in the file has all."""
+"""Thresholds of the score that a summary gives rates for; the file holds the whole curve."""
 LEVEL = 0.05
 """Rate of false discoveries."""
 
 
-def summary(found: Mapping[str, Matches]) -> dict:
+def match_summary(found: Mapping[str, Matches]) -> dict:
     """What `compare` found, in numbers that JSON has: rates at two thresholds, and how many clusters beat chance.
 
     ``best``: clusters whose best feature beats the best of the shuffles (`Matches.matched`). ``any``: clusters with any
@@ -436,8 +432,8 @@ def _chance(found: Matches, threshold: float) -> dict[str, float]:
 def columns(found: Mapping[str, Matches]) -> dict:
     """What `compare` found, cluster by cluster, and the curve of the rate: columns of numbers that JSON has.
 
-    For each cluster its best feature, and, for each null, the pair that shares more tokens than the null explains with
-    the least p-value. -1 where there is no such feature.
+    For each cluster its best feature, and, for each null, its pair with the least p-value. -1 where there is no such
+    feature.
     """
     first = found[NULLS[0]]
     some, best = first.best >= 0, np.maximum(first.best, 0)

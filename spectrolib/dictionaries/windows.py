@@ -1,4 +1,4 @@
-"""The windows that a result was measured on, found again, so that activations can stand beside its rows."""
+"""Find the windows that a result was measured on, so that activations can be lined up with its rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..text.corpus import Windows, bundled_windows, local_documents
 def probe_windows(result, pool: Windows | None = None) -> Windows:
     """The windows that a result was measured on, one for each of its sequences.
 
-    A result holds the predicted tokens. The first token of each window is only context: results hold it since they have
-    the coordinate ``first_token``. For others, and for parts of windows, it is found in a pool.
+    A result holds the predicted tokens. The first token of a window is only context; newer results hold it as the
+    coordinate ``first_token``. For older ones, and for parts of windows, the window is looked up in a pool.
 
     Args:
         result: as from `spectrolib.measure`, with all or some of its tokens.
@@ -68,10 +68,10 @@ def _whole_windows(result) -> Windows | None:
 
 
 def measured_windows(result, model=None) -> Windows:
-    """The windows that a whole result was measured on, beyond doubt: for numbers that are to stand beside its own.
+    """The windows that a whole result was measured on, and no others: from the result itself, or checked by their hash.
 
-    A result without first tokens has them rebuilt: from the windows that come with the library, or from the local text
-    that its manifest names. They must have the hash that is in the manifest.
+    For a result without first tokens they are rebuilt: from the windows that come with the library, or from the local
+    text that its manifest names. Then they must have the hash that is in the manifest.
 
     Args:
         model: the measured `LanguageModel`, whose tokenizer cuts the text again.
@@ -96,7 +96,7 @@ def measured_windows(result, model=None) -> Windows:
 
 
 def _rebuilt(result, said: Mapping, model) -> Iterator[Windows]:
-    """What the windows of a result may be."""
+    """Candidates for the windows of a result."""
     try:
         yield probe_windows(result, bundled_windows("heldout"))
     except ValueError:

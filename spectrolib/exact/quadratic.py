@@ -146,7 +146,7 @@ def autocorrelation(eigenvalue, step_size, lag):
     return (1 - step_size * eigenvalue / 2) ** lag
 
 
-def effective_draws(draws, correlation):
+def ar1_effective_draws(draws, correlation):
     """n (1 - ρ) / (1 + ρ): independent draws that would give the mean of n AR(1) draws with correlation ρ its variance.
 
     For second moments of a normal chain the correlation between draws is ρ², so call it with that.
@@ -183,7 +183,7 @@ def walk(
 ) -> Float[ndarray, "draws copies d"]:
     """Every draw of many independent chains, all started at w* = ``centre``; another ``name`` brings other noise.
 
-    The sampler sees the sum of the copies' losses, whose rise is no sign of trouble: ``max_rise`` is lifted.
+    The sampler sees the sum of the copies' losses, which may rise far, so ``max_rise`` is not applied.
     """
     run = sample(
         replicated(potential, copies),

@@ -1,4 +1,4 @@
-r"""What rows can tell apart: kernels, what no row sees, how many channels it takes.
+r"""Which differences between tokens rows show: kernels, what rows cannot see, how many channels are enough.
 
 A *channel* is a linear functional of the losses: one draw of a component's chain, or one component's covariance with g.
 Rows made of channels see differences between tokens through these functionals alone.
@@ -63,7 +63,7 @@ def effective_dimension(kernel: Float[ndarray, "tokens tokens"]) -> float:
 
 
 def kernel_error(kernel: Float[ndarray, "tokens tokens"], draws: int | Int[ndarray, " n"]) -> float | ndarray:
-    """Root mean square of |K̂ - K| / |K| for the kernel of so many independent normal draws: √((1 + d) / draws).
+    """Root mean square of |K̂ - K| / |K|, K̂ the kernel of independent normal draws: √((1 + d) / draws).
 
     With f normal, Var(f f') = K_ll K_l'l' + K_ll'². Summed over all pairs that is (tr K)² + |K|², so d is the effective
     dimension. A sketch that folds any number of draws into so many channels (`estimator.ResolvedSums`) has the same
@@ -80,9 +80,9 @@ def unseen(
 ) -> tuple[int, Float[ndarray, "mixtures tokens"]]:
     """How many independent differences between tokens the rows show, and those that they do not show.
 
-    A difference is a weighting of the tokens that sums to zero: one mixture of tokens against another. By linearity
-    rows show that of the weighted sum of coefficients, so an unseen one is a difference of coefficients in the null
-    space of the rows' map.
+    A difference is a weighting of the tokens that sums to zero: one mixture of tokens against another. Rows do not show
+    it where the weighted sum of rows is zero. As rows are linear in the losses, these differences are the null space of
+    a linear map.
 
     Returns:
         The *resolving power*, at most the number of channels; and an orthonormal basis of the unseen differences.
@@ -116,7 +116,7 @@ def mistakes(
     (2r / (1 + r²))^N, r = a/b. The bound sums over all tokens of other labels, and takes the best token with the same.
 
     Args:
-        may: who may be whose neighbour.
+        may: at [i, j], whether j may be the neighbour of i.
         channels: numbers of channels N.
 
     Returns:

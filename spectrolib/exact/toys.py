@@ -1,8 +1,8 @@
-r"""Enumerable language models with known parts, for `exact.py` to integrate.
+r"""Enumerable language models with known parts, for `exact.enumerable` to integrate.
 
 *A planted table of reasons* (`planted_reasons`): contexts each follow one reason, and a reason has its own few tokens.
 *A bilinear model* of such a table (`Bilinear`) with one named component for each reason and three that serve none.
-*One layer of attention* over a tiny alphabet (`Attention`), which copies what followed the last occurrence of a letter.
+*An attention head* over a tiny alphabet (`CopyingHead`), which copies what followed the last occurrence of a letter.
 
 All are our own constructions: nothing here is from the paper.
 """
@@ -152,7 +152,7 @@ class Bilinear(Enumerable):
 
 
 @dataclass(frozen=True)
-class Attention(Enumerable):
+class CopyingHead(Enumerable):
     """One attention head over words of a tiny alphabet, with three weights that move it off its trained values.
 
     The context is a word t_1 ... t_T. Position j gets the score (strength + a) [t_{j-1} = t_T]: the head looks for
@@ -174,7 +174,7 @@ class Attention(Enumerable):
     BLOCKS = {"qk": (0,), "ov": (1,), "direct": (2,), "full": (0, 1, 2)}  # noqa: RUF012
 
     @classmethod
-    def random(cls, seed: int = 0, letters: int = 3, length: int = 4) -> Attention:
+    def random(cls, seed: int = 0, letters: int = 3, length: int = 4) -> CopyingHead:
         """A head with random bigrams and word frequencies."""
         rng = np.random.default_rng(seed)
         words = np.array(list(itertools.product(range(letters), repeat=length)))

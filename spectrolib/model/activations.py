@@ -25,7 +25,7 @@ def place(site: str, layers: int | None = None) -> tuple[int, str]:
     """Layer and part of a site; the embedding counts as the residual after layer -1.
 
     Raises:
-        ValueError: for a name that is none, or a layer that is not there.
+        ValueError: for an unknown site, or a layer that the model does not have.
     """
     found = _SITE.fullmatch(site)
     if site != "embed" and not found:
@@ -36,7 +36,9 @@ def place(site: str, layers: int | None = None) -> tuple[int, str]:
     return layer, part
 
 
-def parts(engine: Engine, ids: Int[Tensor, "windows time"], layer: int) -> dict[str, Float[Tensor, "tokens axes"]]:
+def layer_parts(
+    engine: Engine, ids: Int[Tensor, "windows time"], layer: int
+) -> dict[str, Float[Tensor, "tokens axes"]]:
     """Residual before and after a layer, and what attention and MLP add between."""
     before = engine.residual(ids, max(layer, 0))
     if layer < 0:
@@ -78,7 +80,7 @@ def activations(model, windows, site: str) -> Float[ndarray, "windows time axes"
             f"windows must hold at most {engine.shape.longest} tokens to be read whole, got {ids.shape[1]}"
         )
     chunks = ids.split(max(1, engine.tokens_per_pass // ids.shape[1]))
-    found = [parts(engine, chunk, layer)[part].view(*chunk.shape, -1).cpu() for chunk in chunks]
+    found = [layer_parts(engine, chunk, layer)[part].view(*chunk.shape, -1).cpu() for chunk in chunks]
     return torch.cat(found).numpy()
 
 
@@ -106,7 +108,7 @@ def spliced_loss(
         if part == "residual":
             after = piece.contiguous()
         else:
-            own = parts(engine, ids, layer)
+            own = layer_parts(engine, ids, layer)
             after = own["residual"] - own[part] + piece
         total += float(engine.finish(after, layer + 1, wanted)[0].sum())
     return total / targets.numel()

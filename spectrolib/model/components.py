@@ -40,7 +40,7 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class Component:
-    """A component by what it is. Its name, ``str`` of it, is what users, results and files know it by."""
+    """A component: its kind, layer and index. ``str`` gives its name, which users, results and files use."""
 
     kind: Kind
     layer: int | None = None
@@ -50,10 +50,10 @@ class Component:
 
     @classmethod
     def of(cls, name: str | Component) -> Component:
-        """The component of a name; a component is its own.
+        """The component of a name; a `Component` is returned as it is.
 
         Raises:
-            ValueError: if it is the name of none, in whatever model.
+            ValueError: if no model has a component of this name.
         """
         if isinstance(name, Component):
             return name
@@ -73,7 +73,7 @@ class Component:
 
     @property
     def prefix(self) -> int | str:
-        """The same for components with the same frozen layers before them: those of one layer."""
+        """Equal for components with the same frozen layers before them, which are those of one layer."""
         return self.kind if self.layer is None else self.layer
 
 
@@ -102,7 +102,7 @@ def names(shape: Shape) -> list[str]:
 
 @functools.cache
 def _known(shape: Shape) -> dict[str, Component]:
-    """Everything that may be named of a model: its components, single heads, the whole."""
+    """All names that a model knows: its components, single heads, the whole."""
     heads = [str(Component("head", layer, i)) for layer in range(shape.layers) for i in range(shape.heads)]
     return {name: Component.of(name) for name in (*names(shape), *heads, FULL)}
 
@@ -120,7 +120,7 @@ def layer_of(component: str) -> int | None:
     return Component.of(component).layer
 
 
-def check(component: str | Component, shape: Shape) -> Component:
+def check_component(component: str | Component, shape: Shape) -> Component:
     """The component of that name. Raises a ValueError unless the model has it, or it is ``full``."""
     if found := _known(shape).get(str(component)):
         return found
@@ -141,7 +141,7 @@ class Heads(NamedTuple):
 
     @classmethod
     def of(cls, component: Component, shape: Shape) -> Heads:
-        """Those of a head or a group."""
+        """The heads of a component that is a head or a group."""
         number = component.index
         if component.kind == "group":
             return cls.sharing(number, shape)
@@ -149,11 +149,11 @@ class Heads(NamedTuple):
 
     @classmethod
     def sharing(cls, group: int, shape: Shape) -> Heads:
-        """All that share the keys and values of a group."""
+        """All heads that share the keys and values of a group."""
         return cls(range(group * shape.shared, (group + 1) * shape.shared), group)
 
     def columns(self, shape: Shape) -> slice:
-        """Where their outputs stand among those of all heads."""
+        """The columns of their outputs among those of all heads."""
         return slice(self.queries.start * shape.head_dim, self.queries.stop * shape.head_dim)
 
 
@@ -163,7 +163,7 @@ def blocks(component: str | Component, shape: Shape, parameters: Sequence[str] =
     For a head: rows of queries, keys and values, their biases, the columns of the output projection. For an MLP: its
     matrices, each followed by its bias. For ``full``: every name in ``parameters``.
     """
-    component, where = check(component, shape), shape.where
+    component, where = check_component(component, shape), shape.where
     if component.kind == "full":
         return tuple(Block(name) for name in parameters)
     if component.layer is None:
@@ -202,7 +202,7 @@ def _sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
     return dict(tensors(shape))
 
 
-def size(component: str | Component, shape: Shape) -> int:
+def weight_count(component: str | Component, shape: Shape) -> int:
     """Number of weights of a component, or of the whole model (``full``)."""
     sizes, total = _sizes(shape), 0
     for block in blocks(component, shape, tuple(sizes)):

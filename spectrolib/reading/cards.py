@@ -1,7 +1,7 @@
 """What a cluster is: a card with its members in context, what they share, the components that respond, and a rule.
 
-`cards` makes them for the clusters of a run, `for_labels` for any partition of its tokens, so that k-means and token
-identity are read with the same eyes (`rule_table`). Labels are words of the rule; a language model can name clusters
+`cards` makes them for the clusters of a run, `for_labels` for any partition of its tokens, so that clusters compare
+with k-means and token identity (`rule_table`). Labels are words of the rule; a language model can name clusters
 too (`naming`), but nothing here needs one.
 """
 
@@ -39,7 +39,7 @@ class Example(NamedTuple):
     """A member in its context."""
 
     row: int
-    """Of the result."""
+    """Its row in the result."""
     before: str
     token: str
     after: str
@@ -53,17 +53,17 @@ class Response(NamedTuple):
 
     component: str
     mean: float
-    """Of the standardised values: negative is expression, positive suppression."""
+    """Mean of the standardised values: negative is expression, positive suppression."""
     agree: float
     """Share of the members whose value has the sign of the mean."""
 
 
 class Near(NamedTuple):
-    """A neighbour."""
+    """A nearby cluster."""
 
     cluster: int
     distance: float
-    """Between the mean vectors, Euclidean."""
+    """Euclidean, between the mean vectors."""
 
 
 class Name(NamedTuple):
@@ -83,7 +83,7 @@ class Card:
     label: str
     """The rule, if it is confident; otherwise that there is none, and what is most telling."""
     family: str
-    """Of most members, see `runningtext.FAMILIES`; "mixed" if none has half of them."""
+    """The most frequent among members, see `runningtext.FAMILIES`; "mixed" if none has half of them."""
     family_share: float
     """Share of the members that are of the most frequent family."""
     size: int
@@ -104,7 +104,7 @@ class Card:
     """None where members are in too few windows to fit and to judge one."""
     name: Name | None = None
     share: float | None = None
-    """Of the repetitions in which the cluster came back (`clustering.stable_clusters`), where there were any."""
+    """Share of the repetitions in which the cluster came back (`clustering.stable_clusters`); None without any."""
     loss: float | None = None
     """Median over members of their loss at w*, nats."""
     length: float | None = None
@@ -250,7 +250,7 @@ def _label(rule: Rule | None, shared: Sequence[Shared], tokens: Sequence[tuple[s
 
 
 def draw(text: RunningText, rows: Int[ndarray, " m"], count: int, rng: np.random.Generator) -> list[int]:
-    """So many of the rows at random, from as many windows as there are."""
+    """Draw ``count`` of the rows at random, from as many different windows as possible."""
     rows = rng.permutation(rows)
     turn = np.zeros(len(rows), dtype=np.int64)
     for window in np.unique(text.windows[rows]):
@@ -300,7 +300,7 @@ def kmeans_labels(
 
 
 def token_labels(text: RunningText, clusters: int, min_size: int = 20) -> Int[ndarray, " tokens"]:
-    """The tokens by identity alone: the most frequent ones, as many as asked for, a cluster each.
+    """Clusters by token identity alone: one for each of the most frequent tokens, as many as asked for.
 
     Tokens seen less than ``min_size`` times make no cluster, so there may be fewer.
     """

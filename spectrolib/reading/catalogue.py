@@ -1,8 +1,8 @@
 """All cards of a run as one page that needs nothing else: search, families, order, an anchor for each cluster.
 
-The page is plain HTML that can be read without its script, and it asks for nothing: a content security policy of its
-own forbids it. Tokens are raw text from files, so everything that is shown is escaped, control and direction characters
-too (`marks.visible`), and each piece of text keeps its own direction.
+The page is plain HTML that can be read without its script. It loads nothing from elsewhere: its content security
+policy forbids that. Tokens are raw text from files, so everything that is shown is escaped, control and direction
+characters too (`marks.visible`), and each piece of text keeps its own direction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .marks import PALETTE, visible
 from .rules import READABLE
 
 COLOURS = dict(zip((*FAMILIES, MIXED), (*PALETTE, "#999999"), strict=True))
-"""Of the families, here and wherever they have a legend."""
+"""Colours of the families, here and in every legend."""
 SHOWN = 5
 """Examples that show at once; the others unfold."""
 
@@ -33,13 +33,13 @@ def anchor(cluster: int) -> str:
     return f"cluster-{cluster}"
 
 
-def page(cards: Iterable[Card], *, title: str = "Clusters", about: str = "", token_map: str = "") -> str:
+def catalogue_page(cards: Iterable[Card], *, title: str = "Clusters", about: str = "", token_map: str = "") -> str:
     """The catalogue as HTML.
 
     Args:
         title: heading and title of the page.
         about: a sentence on what was clustered.
-        token_map: address of the page of `tokenmap.page`, to which each card links then.
+        token_map: address of the page of `tokenmap.map_page`, to which each card links then.
     """
     cards = list(cards)
     confident = sum(card.rule is not None and card.rule.confident for card in cards)
@@ -64,16 +64,16 @@ def page(cards: Iterable[Card], *, title: str = "Clusters", about: str = "", tok
     )
 
 
-def write(
+def write_catalogue(
     cards: Iterable[Card], folder: str | Path, *, title: str = "Clusters", about: str = "", token_map: str = ""
 ) -> Path:
-    """Write catalogue.html, whole or not at all; arguments as in `page`.
+    """Write catalogue.html, whole or not at all; arguments as in `catalogue_page`.
 
     Raises:
         ValueError: if the folder cannot be written.
     """
     file = Path(folder) / "catalogue.html"
-    text = page(cards, title=title, about=about, token_map=token_map)
+    text = catalogue_page(cards, title=title, about=about, token_map=token_map)
     with refusing(folder):
         write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
     return file

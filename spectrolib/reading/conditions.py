@@ -1,8 +1,8 @@
 """What can be said of a token in its context from the text alone: the conditions that rules are made of.
 
-Every condition is a column of zeros and ones over the tokens, with words for it. None of them looks at a
-susceptibility, and none beyond the token itself: a rule of conditions is a rule about a token and what precedes it, but
-for the structure of its line and its document (`lexing`), which later text of the window may help to see.
+Every condition is a column of zeros and ones over the tokens, with words for it. No condition looks at a
+susceptibility, and none at what follows the token, with one exception: the structure of its line and its document
+(`lexing`) is guessed from the whole window.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..text.runningtext import KEYWORDS, MISSING, RunningText
 
 
 class Condition(NamedTuple):
-    """Something that a token in its context is or is not."""
+    """A statement that is true or false of a token in its context."""
 
     group: str
     """What it looks at; see `GROUPS`."""
@@ -92,7 +92,7 @@ class Features:
         return np.flatnonzero([condition.group == name for condition in self.conditions])
 
     def only(self, *groups: str) -> Features:
-        """The conditions of some groups alone: what can be said without the others.
+        """The conditions of some groups alone.
 
         Raises:
             ValueError: for a group that is none of `GROUPS`.

@@ -65,7 +65,7 @@ class Shared(NamedTuple):
 
 
 def shared(features: Features, member: Bool[ndarray, " n"], most: int = 8, least: float = 0.15) -> list[Shared]:
-    """What members share against the rest: conditions whose lift is above 1, interval and all, the telling ones first.
+    """Conditions that members meet more often than the rest, with a lift surely above 1; the most telling first.
 
     Args:
         most: conditions to give.
@@ -112,7 +112,7 @@ class Rule:
     recall: Estimate
     """Share of the members that it picks."""
     fitted: tuple[float, float]
-    """Precision and recall on the half that it was fitted on: too good, being chosen for it."""
+    """Precision and recall on the half that it was fitted on: too optimistic, for it was chosen there."""
     tested: tuple[int, int]
     """How many tokens it picks in the half that it is judged on, and how many members this has."""
     split: str
@@ -172,7 +172,7 @@ def check_labels(labels: Int[ndarray, " n"], tokens: int) -> Int[ndarray, " n"]:
 
 
 def deals(text: RunningText, seed: int = 0, times: int = 8) -> Iterator[tuple[str, Bool[ndarray, " n"]]]:
-    """Ways to deal documents, and then windows, to two halves: what was dealt, and where the half to fit on is."""
+    """Ways to divide documents, and then windows, into halves: which of the two, and the mask of the half to fit on."""
     rng = np.random.default_rng(seed)
     for unit, names in (("document", text.document), ("window", text.sequence)):
         _, first, index = np.unique(names, return_index=True, return_inverse=True)
@@ -186,7 +186,7 @@ def deals(text: RunningText, seed: int = 0, times: int = 8) -> Iterator[tuple[st
 
 
 def _sure(hits):
-    """Hits less their spread by chance: the best of thousands of conditions owes its hits to luck, rare ones most."""
+    """Hits minus their spread by chance: the best of thousands of conditions is partly lucky, a rare one most."""
     return hits - np.sqrt(hits)
 
 

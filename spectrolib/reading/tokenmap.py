@@ -3,7 +3,7 @@
 The layout is UMAP with 45 neighbours [V]. Its distances, densities and axes mean nothing by themselves: it keeps who is
 near whom. So clusters are found on the vectors, and only shown here.
 
-The page asks nothing of any other host. Tokens are raw text from files, some of it HTML and script: the page holds them
+The page loads nothing from other hosts. Tokens are raw text from files, some of it HTML and script: the page holds them
 as JSON without a single ``<``, its script puts them in as text and never as markup, and its policy lets no other script
 run. The text of a window is stored once; the context of a token is the tokens beside it.
 """
@@ -122,7 +122,7 @@ def keep(file: str | Path, key: str, positions: Float[ndarray, "n 2"]) -> None:
 # The page ------------------------------------------------------------------------------------------------------------
 
 
-def page(
+def map_page(
     result,
     clustering: Clustering,
     positions: Float[ndarray, "n 2"],
@@ -175,7 +175,7 @@ def page(
     return re.sub(r"\{\{([A-Z]+)\}\}", lambda match: parts[match[1]], template)  # one pass: values are not read again
 
 
-def write(page: str, file: str | Path) -> int:
+def write_page(page: str, file: str | Path) -> int:
     """Write a page, whole or not at all.
 
     Returns:
@@ -197,7 +197,7 @@ def write_html(
     contexts: Sequence[str],
     names: Sequence[str] = (),
 ) -> int:
-    """Write the map of any tokens, of which only their text is known. Of a whole result, `page` shows more.
+    """Write the map of any tokens, of which only their text is known. Of a whole result, `map_page` shows more.
 
     Args:
         path: of the page.
@@ -233,7 +233,7 @@ def write_html(
     found = Clustering(labels, np.full(len(sizes), np.nan), some, sizes, some, why, len(sizes))
     said = {"family": "", "name": None}
     cards = [SimpleNamespace(cluster=i, size=sizes[i], label=name, **said) for i, name in enumerate(names)]
-    return write(page(result, found, xy, cards=cards, catalogue=""), path)
+    return write_page(map_page(result, found, xy, cards=cards, catalogue=""), path)
 
 
 def _positions(positions: ndarray, n: int) -> Float[ndarray, "n 2"]:

@@ -58,12 +58,12 @@ def open_bank(path: str | Path, plan) -> Bank:
     return Bank(claim(path, identity(plan), "bank of draws", "other chains"))
 
 
-def size(work) -> float:
+def bank_bytes(work) -> float:
     """Bytes that the draws of a `cost.Work` take."""
-    from ..model.components import size as weights
+    from ..model.components import weight_count
 
     s = work.settings
-    return 4.0 * s.chains * s.draws * work.members * sum(weights(name, work.shape) for name in work.sampled)
+    return 4.0 * s.chains * s.draws * work.members * sum(weight_count(name, work.shape) for name in work.sampled)
 
 
 def steps(settings: Settings) -> list[int]:
@@ -78,7 +78,7 @@ class Bank:
         self.path = Path(path)
 
     def files(self, name: str, chain: int) -> tuple[Path, Path]:
-        """Positions of a component's chain, and what goes with them."""
+        """The two files of a component's chain: positions, and steps with losses."""
         stem = f"{name.replace(' ', '-')}.chain{chain}"
         return self.path / f"{stem}.npy", self.path / f"{stem}.npz"
 

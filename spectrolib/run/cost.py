@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from ..estimator import CONTROL_DRAWS, CovarianceSums
-from ..model.components import FULL, Component, names, size
+from ..model.components import FULL, Component, names, weight_count
 from ..model.engine import CACHE_BYTES, TOKENS_PER_PASS, groups, one_thread
 from ..model.gradients import REDUCED, SIDE, TARGETS
 from ..model.loading import load_model
@@ -58,7 +58,7 @@ def shape_of(model: str) -> Shape:
 
 def parameters(shape: Shape) -> int:
     """Number of weights, biases and norms included."""
-    return size(FULL, shape)
+    return weight_count(FULL, shape)
 
 
 # Cards ---------------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ PRECISIONS = ("float32", "tf32", "bf16")
 
 
 @dataclass(frozen=True)
-class Card:
+class GraphicsCard:
     """A graphics card, by its maker's data sheet: dense products, without sparsity."""
 
     name: str
@@ -80,9 +80,9 @@ class Card:
     """Bytes."""
 
 
-def _card(name: str, float32: float, tf32: float, bf16: float, bandwidth: float, memory: float) -> Card:
+def _card(name: str, float32: float, tf32: float, bf16: float, bandwidth: float, memory: float) -> GraphicsCard:
     rates = {"float32": float32 * 1e12, "tf32": tf32 * 1e12, "bf16": bf16 * 1e12}
-    return Card(name, rates, bandwidth * 1e12, memory * 1e9)
+    return GraphicsCard(name, rates, bandwidth * 1e12, memory * 1e9)
 
 
 CARDS = {
@@ -99,7 +99,7 @@ EFFICIENCY_RANGE = (0.15, 0.6)
 """Between these two the truth may well lie; processor cores reach 0.4 to 0.65."""
 
 
-def card_of(name: str) -> Card:
+def card_of(name: str) -> GraphicsCard:
     """A card by name, upper or lower case.
 
     Raises:
@@ -168,11 +168,11 @@ class Work:
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
-        """Components that share a prefix; with a chain, a task."""
+        """Groups of components that share a prefix. A group and the number of a chain make a task."""
         return groups(self.sampled)
 
     def operations(self, group: tuple[str, ...]) -> float:
-        """Operations of the chains of one group, without what is done once at w*: which task is the longest."""
+        """Operations of the chains of one group, without those done once at w*: they tell which task is the longest."""
         s, time, total = self.settings, self.length - 1, 0.0
         for name in group:
             total += s.steps * self.batch_tokens * step_operations(name, self.shape, time)
@@ -182,7 +182,7 @@ class Work:
 
     @property
     def members(self) -> int:
-        """Chains that one chain stands for."""
+        """Chains of a team; 1 where chains are not coupled."""
         return len(self.settings.members)
 
     @property
@@ -205,14 +205,14 @@ class Part(NamedTuple):
     numbers: float
     """Numbers read and written in the device's memory by the operations between them."""
     logits: float
-    """Those of them that are logits: they stay in the cache of a processor, and would in a fused kernel."""
+    """How many of these are logits, which stay in a processor's cache, and would in a fused kernel."""
 
 
 def _kind(component: Component) -> str:
     return {"head": "heads", "group": "heads", "mlp": "MLPs"}.get(component.kind, component.kind)
 
 
-def parts(work: Work, shards: int = 1) -> list[Part]:
+def breakdown(work: Work, shards: int = 1) -> list[Part]:
     """What each activity costs for each kind of component.
 
     Args:
@@ -278,7 +278,7 @@ def _step_numbers(shape: Shape, time: int) -> float:
 
 def _state_numbers(work: Work, component: Component) -> float:
     """Numbers that the update of one chain reads and writes (`posterior.Chain.step`)."""
-    return (20 if work.settings.preconditioner != "none" else 10) * size(component, work.shape)
+    return (20 if work.settings.preconditioner != "none" else 10) * weight_count(component, work.shape)
 
 
 def _prefix_layers(component: Component, shape: Shape) -> int:
@@ -315,7 +315,7 @@ def _prefix_tokens(work: Work, component: Component, shards: int = 1) -> float:
 
 def operations(work: Work, shards: int = 1) -> float:
     """All matrix products, in floating-point operations."""
-    return sum(part.operations for part in parts(work, shards))
+    return sum(part.operations for part in breakdown(work, shards))
 
 
 @dataclass(frozen=True)
@@ -372,7 +372,7 @@ def matmul_rate(size: int = 512, repeats: int = 8) -> float:
 BYTES = {"float32": 4, "tf32": 4, "bf16": 2}
 
 
-class Estimate(NamedTuple):
+class CardHours(NamedTuple):
     """Hours on one card, for an assumed efficiency."""
 
     hours: float
@@ -386,7 +386,9 @@ class Estimate(NamedTuple):
     """Of the hours, by activity."""
 
 
-def hours(work: Work, card: Card, precision: Precision = "float32", efficiency: float = EFFICIENCY) -> Estimate:
+def hours(
+    work: Work, card: GraphicsCard, precision: Precision = "float32", efficiency: float = EFFICIENCY
+) -> CardHours:
     """Hours on one card: the larger of compute and memory for each activity, over an efficiency that is assumed.
 
     The engine computes in float32. The other precisions say what the same job would take if its products ran in them.
@@ -400,13 +402,13 @@ def hours(work: Work, card: Card, precision: Precision = "float32", efficiency: 
         raise ValueError(f"efficiency must be a share above 0 and up to 1, got {efficiency}")
     spent, bound = {}, {}
     for activity in ACTIVITIES:
-        mine = [part for part in parts(work) if part.activity == activity]
+        mine = [part for part in breakdown(work) if part.activity == activity]
         compute = sum(part.operations for part in mine) / card.rates[precision]
         memory = sum(part.numbers for part in mine) * BYTES[precision] / card.bandwidth
         spent[activity], bound[activity] = max(compute, memory), "compute" if compute >= memory else "memory"
     ideal = sum(spent.values()) / 3600
     low, high = EFFICIENCY_RANGE
-    return Estimate(
+    return CardHours(
         ideal / efficiency, ideal / high, ideal / low, bound, {k: v / 3600 / ideal for k, v in spent.items()}
     )
 
@@ -414,7 +416,7 @@ def hours(work: Work, card: Card, precision: Precision = "float32", efficiency: 
 # Memory and disk -----------------------------------------------------------------------------------------------------
 
 SUM_BYTES = 8 * (len(CovarianceSums.VECTORS) + 1)
-"""Of the running sums of one token: vectors in float64, two of them for the controls."""
+"""Bytes of the running sums of one token: vectors in float64, two of them for the controls."""
 
 
 Device = Literal["cpu", "cuda"]
@@ -456,7 +458,7 @@ def need(plan) -> dict[str, float]:
 def _gradient_memory(plan) -> dict[str, float]:
     """Bytes of a worker to first order: the random matrices above all."""
     shape, time, rows = plan.shape, plan.probe.length - 1, SIDE * REDUCED
-    held = 2 * plan.width * sum(min(size(name, shape), 3 * rows) for name in plan.components)
+    held = 2 * plan.width * sum(min(weight_count(name, shape), 3 * rows) for name in plan.components)
     numbers = 14 * shape.width + 4 * shape.mlp + 3 * shape.heads * time
     return {
         "model": 4.0 * 2 * parameters(shape),
@@ -483,7 +485,7 @@ def _group_memory(work: Work, group: tuple[str, ...], tokens_per_pass: int) -> d
     driven = sum(map(s.drives, s.members))
     folded = shape.layers * (3 * width**2 + width * shape.mlp) if shape.parallel else 0
     copies = folded + shape.vocabulary * width
-    weights = sum(_size(component, shape) for component in group)
+    weights = sum(_weight_count(component, shape) for component in group)
     state = 3 * work.members + 2 * driven + (work.members if s.preconditioner != "none" else 0)
     held_draws = min(CONTROL_DRAWS, work.members * math.ceil(s.draws / work.blocks))
     windows = (work.tokens, work.loss_tokens, work.sampling_windows * time)
@@ -513,7 +515,7 @@ def _pass_numbers(work: Work, group: tuple[str, ...], tokens_per_pass: int, lear
     return tokens * prepared + streams * each
 
 
-_size = functools.cache(size)
+_weight_count = functools.cache(weight_count)
 
 
 def _kept_numbers(component: Component, shape: Shape, time: int) -> float:
@@ -554,7 +556,7 @@ def disk(work: Work) -> dict[str, float]:
 
 
 class Fit(NamedTuple):
-    """How a measurement fits into so much memory."""
+    """How a measurement fits into a given amount of memory."""
 
     tokens_per_pass: int
     """Tokens in one pass of the engine, at most its own choice."""
@@ -563,13 +565,13 @@ class Fit(NamedTuple):
 
 
 LEAST_PASS = 8192
-"""Tokens of a pass below which shards of the probe text are the smaller evil: shorter passes leave a card idle."""
+"""Passes are shortened down to so many tokens, then the probe text is cut: shorter passes leave a card idle."""
 
 
 def fit(work: Work, limit: float, device: Device = "cuda", tokens_per_pass: int | None = None) -> Fit | None:
     """Shorter passes, and then shards of the probe text, so that a worker needs no more than ``limit`` bytes.
 
-    None where neither helps: model and chains alone are more.
+    None where neither helps, because model and chains alone need more.
 
     Args:
         tokens_per_pass: what a pass must have, by default what fits.
@@ -687,7 +689,7 @@ def bytes_of(text: str) -> float:
     return float(match[1]) * unit
 
 
-def number(text: str) -> int:
+def count_of(text: str) -> int:
     """A count as people write it: 20000, 20_000, 20k, 4.25M.
 
     Raises:
@@ -700,11 +702,11 @@ def number(text: str) -> int:
     return round(value)
 
 
-def summary(
-    work: Work, card: Card, precision: Precision = "float32", efficiency: float = EFFICIENCY, model: str = ""
+def cost_summary(
+    work: Work, card: GraphicsCard, precision: Precision = "float32", efficiency: float = EFFICIENCY, model: str = ""
 ) -> dict:
     """Everything that `spectro plan` prints, as JSON-able values."""
-    found, s = parts(work), work.settings
+    found, s = breakdown(work), work.settings
     estimate, need, fitting = hours(work, card, precision, efficiency), memory(work), fit(work, 0.9 * card.memory)
     total = sum(part.operations for part in found)
     return {

@@ -1,7 +1,7 @@
 r"""Measurements of the authors' library ``devinterp`` 2.0.1, read as results of ours, and ours written as theirs.
 
 Their sampler keeps the loss of every token at every draw, one `xarray.DataTree` (a Zarr store) for each component, and
-computes susceptibilities from them afterwards. Ours keeps running sums. So there are three ways across:
+computes susceptibilities from them afterwards. Ours keeps running sums. So there are four ways across:
 
     read_samples            their per-draw losses   ->  a result with all that our own has, but for the losses at w*
     read_susceptibilities   their finished table    ->  a result with the susceptibilities alone
@@ -309,7 +309,7 @@ def _result(xr, names, sums, rise, batch_loss, coordinates, kind, manifest):
     )
 
 
-def save(result, out: str | Path) -> Path:
+def save_run(result, out: str | Path) -> Path:
     """Write an imported result as a run folder, so that ``spectro cluster``, ``cards``, ``map`` and ``info`` take it.
 
     Raises:
@@ -436,7 +436,7 @@ def write_samples(plan: Plan, component: str, path: str | Path, *, loss: str = "
 
     The chains are those of `measure`, so ``devinterp.slt.susceptibilities.compute_susceptibilities`` on such stores
     gives what `measure` gives, and ``compute_bif`` has what it needs; ``compute_llc`` has not: it reads the losses
-    of every step. Of a minibatch our chains keep the mean loss alone: it stands at every position of ``sampling_loss``.
+    of every step. Our chains keep only the mean loss of a minibatch: every position of ``sampling_loss`` holds it.
     Takes 4 x chains x draws x tokens bytes, in memory too.
 
     Args:

@@ -54,7 +54,7 @@ def only_writer(file: Path, place: str | Path) -> Iterator[None]:
 
 @contextmanager
 def refusing(place: str | Path) -> Iterator[None]:
-    """Say in a ValueError that ``place`` cannot be written where the system says so."""
+    """Turn the system's error on writing to ``place`` into a ValueError that says so."""
     try:
         yield
     except OSError as error:

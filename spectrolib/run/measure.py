@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
+from ..checks.locality import check_locality
 from ..model.agreement import check_agreement, wants_check
-from ..model.loading import LanguageModel
+from ..model.engine import one_thread
+from ..model.loading import LanguageModel, engine_of
 from ..text.jsonfiles import Fields
 from .bank import open_bank
 from .cost import within
@@ -31,7 +33,7 @@ from .workers import check_executor, open_executor
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended without a word, or what sends it work did."""
+    """A worker process, or the scheduler that sends it work, ended without a message."""
 
 
 def measure(
@@ -68,7 +70,7 @@ def measure(
     Raises:
         ValueError: if the folder belongs to another plan or cannot be written, or the bank to other chains; if executor
             or workers make no sense; if another process writes to the folder; if the smallest shards need more than
-            ``memory``; or if transformers has other losses.
+            ``memory``; if transformers has other losses; or if γ is too loose for the model (`checks.locality`).
         ChainError: if a chain leaves the neighbourhood of w*; what other tasks finished is kept.
         WorkerDied: if a process was killed from outside, for lack of memory for example, or a cluster's scheduler is
             lost.
@@ -78,8 +80,12 @@ def measure(
     if bank is not None and plan.first_order:
         raise ValueError("a measurement to first order makes no draws that a bank could keep: leave the bank out")
     kept = None if bank is None else str(open_bank(bank, plan).path.resolve())
-    if not (Path(out) / "manifest.json").exists() and (wants_check(plan.model) if check is None else check):
-        check_agreement(plan.model, plan.probe)
+    if not (Path(out) / "manifest.json").exists():
+        if wants_check(plan.model) if check is None else check:
+            check_agreement(plan.model, plan.probe)
+        if not plan.first_order:
+            with one_thread():
+                check_locality(engine_of(plan.model), plan.settings, plan.loss)
     run = RunFolder(out, plan.manifest())
     with run.alone():
         left = plan.left(run.finished())
@@ -108,13 +114,14 @@ def measure(
 
 
 CARD_SHARE = 0.9
-"""Of a graphics card's memory, what the count may fill: it is good to a factor, and torch keeps some for itself."""
+"""Share of a graphics card's memory to fill: the need is counted roughly, and torch keeps some for itself."""
 
 
 def fitted(plan: Plan, out: str | Path, memory: float | None = None) -> Plan:
-    """The plan in as many shards, and with passes as short, as a worker's memory asks for.
+    """The plan, cut into enough shards and with passes short enough for a worker's memory.
 
-    Passes are shortened on a graphics card above all. A run that has begun keeps its own: they decide the last bits.
+    Passes are shortened on a graphics card above all. A run that has begun keeps its passes: the last bits depend on
+    them.
 
     Args:
         memory: bytes; by default no limit, or nine tenths of the graphics card that the model is on.

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from ..estimator import ESTIMATORS, Estimator
-from ..model.components import FULL, Component, check, names
+from ..model.components import FULL, Component, check_component, names
 from ..model.engine import TOKENS_PER_PASS
 from ..model.loading import LanguageModel, load_model
 from ..model.shapes import Shape
@@ -53,8 +53,9 @@ class Plan:
     blocks: int | None = None
     """Consecutive blocks into which the draws of a chain are summed: by default two, which give split halves, or one of
     a single draw."""
-    channels: int = 512
-    """Channels of resolved rows (`estimator.ResolvedSums`), shared equally among the components; 0 for none."""
+    channels: int | None = None
+    """Channels of resolved rows (`estimator.ResolvedSums`), shared equally among the components; 0 for none. By default
+    512, or 2 048 to first order."""
     first_order: bool = False
     """Gradients at w* in place of chains (`run.firstorder`): of the settings only γ and the seed count then."""
     shards: int = 1
@@ -68,7 +69,7 @@ class Plan:
         if not self.components:
             object.__setattr__(self, "components", tuple(names(shape)))
         for component in self.components:
-            check(component, shape)
+            check_component(component, shape)
         if FULL in self.components or len(set(self.components)) < len(self.components):
             raise ValueError("components must be named once each, without 'full': the unrestricted chain is always run")
         if self.estimator not in ESTIMATORS:
@@ -77,6 +78,8 @@ class Plan:
             object.__setattr__(self, "blocks", min(2, self.settings.draws))
         if not 1 <= self.blocks <= self.settings.draws:
             raise ValueError(f"blocks must lie between 1 and the {self.settings.draws} draws, got {self.blocks}")
+        if self.channels is None:
+            object.__setattr__(self, "channels", 2048 if self.first_order else 512)
         if self.channels < 0:
             raise ValueError(f"channels must be 0 (none) or more, got {self.channels}")
         if self.first_order and not self.channels:
@@ -99,7 +102,7 @@ class Plan:
             if shape.longest and windows.length - 1 > shape.longest:
                 raise ValueError(
                     f"the {role} windows hold {windows.length} tokens, and the model reads {shape.longest} at once: "
-                    f"cut windows of at most {shape.longest + 1} (the profile's length)"
+                    f"cut windows of at most {shape.longest + 1} with --length"
                 )
             if own and windows.provenance.get("tokenizer") not in {None, own}:
                 raise ValueError(
@@ -119,8 +122,8 @@ class Plan:
         profile = get(profile) if isinstance(profile, str) else profile
         model = model or load_model(profile.model)
         windows = {} if {"sampling", "loss", "probe"} <= changes.keys() else profile_windows(profile, model)
-        fields = windows | {"settings": replace(profile.settings, seed=seed)} | changes
-        return cls(model=model, **fields)
+        own = {"settings": replace(profile.settings, seed=seed), "first_order": profile.first_order}
+        return cls(model=model, **windows | own | changes)
 
     @property
     def width(self) -> int:
@@ -143,10 +146,10 @@ class Plan:
         return self.left({})
 
     def left(self, finished: Mapping[str, Sequence[Stretch | None]]) -> list[Task]:
-        """The tasks that are left where some stretches of the probe windows are done, all of them where it says None.
+        """The tasks that are left to do.
 
         Args:
-            finished: by the name of the whole task.
+            finished: stretches of the probe windows that are done, by the name of the whole task; None stands for all.
         """
         found = []
         for task in self.whole:
@@ -168,6 +171,12 @@ class Plan:
             return len(task.components) * self.settings.draws
         first, end = task.windows or (0, len(self.probe))
         return (end - first) * (self.probe.length - 1)
+
+    def operations(self, task: Task) -> float:
+        """Operations of a task, without those done once at w*: what tells how long it takes beside others."""
+        first, end = task.windows or (0, len(self.probe))
+        tokens = (end - first) * (self.probe.length - 1)
+        return float(tokens) if self.first_order else replace(Work.of(self), tokens=tokens).operations(task.components)
 
     def _part(self, task: Task, stretch: Stretch) -> Task:
         return task if stretch == (0, len(self.probe)) else replace(task, windows=stretch)
@@ -228,7 +237,11 @@ def profile_windows(profile: Profile, model: LanguageModel) -> dict[str, Windows
             "probe": probe.take(_spread(len(probe), profile.probe_windows)),
         }
     total = profile.sampling_windows + profile.loss_windows + profile.probe_windows
-    return text_windows(profile, model, hub_documents(profile.source, limit=2 * total), profile.source)
+    found = text_windows(profile, model, hub_documents(profile.source, limit=2 * total), profile.source)
+    if profile.probe_source:
+        documents = hub_documents(profile.probe_source, limit=2 * profile.probe_windows)
+        found["probe"] = cut_probe_windows(profile, model, documents, profile.probe_source)
+    return found
 
 
 def _check_reads_bundled(profile: Profile, model: LanguageModel) -> None:
@@ -256,7 +269,7 @@ def text_windows(
     return {role: windows.take(np.sort(part)) for role, part in zip(sizes, parts, strict=True)}
 
 
-def probe_windows(profile: Profile, model: LanguageModel, documents: Iterable[Document], source: str) -> Windows:
+def cut_probe_windows(profile: Profile, model: LanguageModel, documents: Iterable[Document], source: str) -> Windows:
     """Probe windows alone, of the profile's length and number, cut from any documents.
 
     Raises:

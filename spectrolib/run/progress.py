@@ -1,4 +1,7 @@
-"""How far a measurement has come: a bar in a terminal, else a line for each finished task."""
+"""How far a measurement has come: a bar in a terminal, else a line for each finished task.
+
+Tasks are unequal, so progress and the time that is left count operations (`Plan.operations`), at the rate seen so far.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,28 @@ from .plan import Plan, Task
 
 
 class Advance:
-    """Progress over draws of single components, or tokens: a bar in a terminal, else a line for each finished task."""
+    """Progress over the operations of some tasks: a bar in a terminal, else a line for each finished task."""
 
-    def __init__(self, bar, total: int, plan: Plan, visible: bool):
-        self.bar, self.total, self.plan = bar, total, plan
-        self.visible, self.live, self.done, self.begin = visible, False, 0, time.monotonic()
+    def __init__(self, bar, left: list[Task], plan: Plan, visible: bool):
+        self.bar, self.left, self.plan, self.visible = bar, left, plan, visible
+        self.amounts = [plan.amount(task) for task in left]
+        self.each = [plan.operations(task) / amount for task, amount in zip(left, self.amounts, strict=True)]
+        """Operations of one draw, or token, of each task."""
+        self.live, self.done, self.begin = False, 0, time.monotonic()
+
+    def show(self, done) -> None:
+        """Show what is done: so many draws, or tokens, of each task."""
+        operations = sum(count * each for count, each in zip(done, self.each, strict=True))
+        self.bar.update(self.bar.task_ids[0], completed=operations, counted=sum(done))
 
     @contextmanager
     def watching(self, done) -> Iterator[None]:
-        """Show the sum of the workers' counts, twice a second."""
+        """Show the workers' counts, twice a second."""
         finished, self.live = threading.Event(), True
 
         def look() -> None:
             while not finished.wait(0.5):
-                self.bar.update(self.bar.task_ids[0], completed=sum(done))
+                self.show(done)
 
         watcher = threading.Thread(target=look, daemon=True)
         watcher.start()
@@ -38,13 +49,17 @@ class Advance:
     def finished(self, task: Task) -> None:
         self.done += 1
         (row,) = self.bar.tasks
-        self.bar.update(row.id, description=f"task {self.done} of {self.total}")
+        number = self.left.index(task)
+        self.bar.update(row.id, description=f"task {self.done} of {len(self.left)}")
         if not self.live:
-            self.bar.advance(row.id, self.plan.amount(task))
+            counted = row.fields["counted"] + self.amounts[number]
+            self.bar.update(row.id, advance=self.amounts[number] * self.each[number], counted=counted)
         if self.visible and not self.bar.console.is_terminal:
             part, spent = row.completed / row.total, time.monotonic() - self.begin
             left = f", about {spent * (1 / part - 1):.0f} s left" if part > 0 else ""
-            print(f"task {self.done} of {self.total}: {task.name}, {spent:.0f} s{left}", file=sys.stderr, flush=True)
+            print(
+                f"task {self.done} of {len(self.left)}: {task.name}, {spent:.0f} s{left}", file=sys.stderr, flush=True
+            )
 
 
 @contextmanager
@@ -54,15 +69,16 @@ def show_progress(plan: Plan, left: list[Task], visible: bool) -> Iterator[Advan
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True, force_jupyter=False)
+    amount, unit = sum(map(plan.amount, left)), "tokens" if plan.first_order else "draws"
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + ("tokens" if plan.first_order else "draws")),
+        TextColumn("{task.fields[counted]:,.0f} of " + f"{amount:,.0f} {unit}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
     hidden = not (visible and console.is_terminal)
     with Progress(*columns, console=console, disable=hidden, speed_estimate_period=120) as bar:
-        bar.add_task(f"task 0 of {len(left)}", total=sum(map(plan.amount, left)))
-        yield Advance(bar, len(left), plan, visible)
+        bar.add_task(f"task 0 of {len(left)}", total=sum(map(plan.operations, left)), counted=0)
+        yield Advance(bar, left, plan, visible)

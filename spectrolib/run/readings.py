@@ -1,7 +1,7 @@
-"""Draws with their readings: chains of components that share a prefix, in lockstep, and what losses are at each draw.
+"""Readings, the losses at each draw: chains of components that share a prefix are sampled in lockstep, and read.
 
 readings   a chain of some components, sampled and read: all that most callers need
-teams, sampled, read   its three steps, for chains of another make, or draws that come from a bank
+teams, sampled, read   its three steps, for other kinds of chains, or draws that come from a bank
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class Reading:
 
     @property
     def excess(self) -> Float[Tensor, "members tokens"]:
-        """d_xy = l_xy(w) - L(w), relative to its value at w*: a constant that no estimator sees, and that would cost
-        digits."""
+        """d_xy = l_xy(w) - L(w), minus its value at w*: a constant that changes no estimate, and would cost digits."""
         return self.change - self.rise[:, None]
 
 
@@ -59,7 +58,7 @@ def readings(
 
 
 def teams(engine: Engine, names: Sequence[str], settings: Settings, chain: int) -> tuple[Group, list[Chain]]:
-    """The teams that chain number ``chain`` of each component stands for: what moves together, and the chains.
+    """The teams of chain number ``chain`` of each component: the group that moves them together, and their chains.
 
     Members stand team by team, each team in the order of ``settings.members``.
     """

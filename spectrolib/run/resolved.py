@@ -43,8 +43,8 @@ def labelled(names: Sequence[str], halves: Sequence[Sequence[ndarray]]) -> dict[
     Rows are kept in half precision: an error of 2^-11 of an entry, far below the noise of a sketch or of the draws.
 
     Args:
-        halves: for each half the rows (tokens, channels) of each component, which come to unit length here, on average.
-            Those of a component that moves no loss stay zero.
+        halves: for each half the rows (tokens, channels) of each component. They are scaled here to unit length on
+            average; those of a component that moves no loss stay zero.
     """
     most = [max(half[i].shape[1] for half in halves) for i in range(len(names))]
     ends = np.cumsum([0, *most])
@@ -66,11 +66,11 @@ def rows_of(
 ) -> ndarray:
     """The resolved rows of a result, halves side by side: (token, channel), float32.
 
-    Inner products are those of the kernel Σ_C Cov_C(l, l') / σ_C², each component with the same say, averaged over the
-    halves.
+    Inner products are those of the kernel Σ_C Cov_C(l, l') / σ_C², each component with the same weight, averaged over
+    the halves.
 
     Args:
-        centre: whether the mean over tokens is taken away, which leaves what sets a token apart from the text. Rows of
+        centre: whether the mean over tokens is subtracted, which leaves how a token differs from the text. Rows of
             quiet tokens, whose loss hardly moves, then all point away from that mean.
         components: those whose channels count; all by default.
         halves: 0, 1 or both (the default).

@@ -46,8 +46,8 @@ def assemble(plan: Plan, run: RunFolder):
             their first draws up to ``block``; only with two chains or more.
         loss_rise, batch_loss: (sampled, chain, draw), traces of g and of the minibatch loss, nats.
         loss: (token,), loss at w*, nats.
-        resolved: (half, token, channel), resolved rows (`estimator.ResolvedSums`), where the plan keeps channels. Which
-            component a channel belongs to says ``channel_component``; its rows have unit length on average.
+        resolved: (half, token, channel), resolved rows (`estimator.ResolvedSums`), where the plan keeps channels.
+            ``channel_component`` says whose a channel is; the rows of a component have unit length on average.
         resolved_scale: (half, component), that length before, nats.
     """
     import xarray as xr
@@ -107,7 +107,7 @@ SLAB_BYTES = 32 * 2**20
 
 
 def _slabs(tokens: int, parts: int) -> list[slice]:
-    """Stretches of the tokens, of which so many partial sums of two components can be held."""
+    """Stretches of the tokens, short enough that ``parts`` partial sums of two components fit `SLAB_BYTES`."""
     count = -(-tokens * 2 * parts * SUM_BYTES // SLAB_BYTES)
     ends = [tokens * i // count for i in range(count + 1)]
     return [slice(*ends) for ends in pairwise(ends)]
@@ -136,7 +136,7 @@ class ChainRecord:
         return replace(found[0], sums=tuple(map(joined, sums)))
 
     def traces(self) -> ComponentRecord:
-        """What it measured of no token: its traces, which all shards hold."""
+        """Its traces alone, without any token: every shard holds them."""
         return self.shards[0].record(self.component, 0, 0)
 
 

@@ -9,11 +9,11 @@ Stretch = tuple[int, int]
 
 
 def cut(first: int, end: int, windows: int, rows: int, shards: int) -> list[Stretch]:
-    """Stretches from ``first`` to ``end``, none longer than where all ``windows`` are cut into ``shards`` equal ones.
+    """Cut ``first`` to ``end`` into stretches, none longer than if all ``windows`` were cut into ``shards`` equal ones.
 
-    They begin where a pass of the engine begins, and what is left of a pass at the end joins the last one. So every
-    window goes through the engine in the same company however the text is cut, and its losses are the same to the last
-    bit: those of a matrix product depend on its size.
+    They begin where a pass of the engine begins; an incomplete pass at the end joins the last one. So a window shares
+    its pass with the same windows however the text is cut. The last bits of a matrix product depend on its size, and
+    in this way losses are the same to the last bit.
 
     Args:
         rows: windows in a pass.

@@ -148,12 +148,12 @@ class RunFolder:
 def claim(
     path: str | Path, manifest: Mapping, kind: str = "run folder", of: str = "another plan", inside: str = ""
 ) -> Path:
-    """A folder that belongs to what the manifest says, from now on if it is new.
+    """Claim a folder for a manifest: a new folder gets it, an old one must hold the same.
 
     Args:
         path: created if it is not there.
         manifest: JSON-able values.
-        kind, of: what messages call the folder, and what another owner of it.
+        kind, of: what error messages call the folder, and its content if it is another's.
         inside: a folder within it that is made, and that must be writable.
 
     Raises:
@@ -339,7 +339,7 @@ def _plain_text(dataset):
 
 
 def pack(result, path: str | Path, variables: Iterable[str] = ()) -> Path:
-    """Write a result as one small file; half estimates only those from all draws.
+    """Write a result as one small file; of half estimates, those from all draws alone.
 
     Tables of tokens and components are kept in half precision, each column as a share of its largest entry: an error of
     2^-11 of an entry at most (for those below 6e-5 of the largest, 3e-8 of that), far below what the draws leave. All

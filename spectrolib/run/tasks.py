@@ -87,9 +87,9 @@ def _stretches(tokens: int, most: int) -> list[slice]:
 
 
 class Recorder:
-    """Sums up the draws of one team, block by block, and each stretch of tokens for itself.
+    """Sums up the draws of one team, block by block, and each stretch of tokens by itself.
 
-    A matrix product of other tokens, or of more, has other last bits (`CovarianceSums.control`).
+    The last bits of a matrix product (`CovarianceSums.control`) depend on which tokens are in it.
     """
 
     def __init__(self, name: str, settings: Settings, chain: int, stretches: list[slice], blocks: int, width: int = 0):

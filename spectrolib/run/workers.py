@@ -11,7 +11,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +25,12 @@ from .progress import Advance
 from .store import ComponentRecord, GradientRecord, write_task
 from .tasks import Job, Report, engine_at, run_task
 
+GRACE = 2.0
+"""Seconds that workers have to stop by themselves."""
+
 
 def work(job: Job, task: Task, report: Report = lambda done: None) -> dict[str, ComponentRecord] | GradientRecord:
-    """A task as a worker runs it: what it measured."""
+    """Run a task in a worker; returns what it measured."""
     with one_thread():
         report(0)  # a worker that was told to stop begins no other task
         engine = engine_at(job.folder, job.device, job.tokens_per_pass)
@@ -40,7 +44,7 @@ class _Worker:
     job: Job
     folder: Path
     stop: ctypes.c_byte
-    """Not zero once the parent wants workers to end."""
+    """Not zero once the parent wants workers to end; see `end_processes`."""
     done: ctypes.Array
     """Draws that each task has finished."""
     slots: dict[Task, int]
@@ -71,7 +75,7 @@ def _work_here(task: Task) -> None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system: the C library keeps it, in pieces that what comes next may not fit into."""
+    """Return freed memory to the system: the C library would keep it, in pieces too small for what comes next."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError, TypeError):  # another C library
@@ -92,7 +96,7 @@ def _start_worker(job: Job, folder: Path, stop, done, slots: dict[Task, int]) ->
 
 
 def check_executor(executor, workers: int | None) -> None:
-    """Raise a ValueError unless `open_executor` can make something of them."""
+    """Refuse (ValueError) an executor, or a number of workers, that `open_executor` cannot use."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     address = isinstance(executor, str) and executor != "local"
@@ -113,7 +117,7 @@ def check_executor(executor, workers: int | None) -> None:
 def open_executor(
     executor, workers: int | None, job: Job, folder: Path, tasks: list[Task], advance: Advance
 ) -> Iterator[Callable[[Task], Future]]:
-    """Where tasks run: what submits one. Its result is what it measured, or None where it is in ``folder`` already."""
+    """Yield a function that submits a task. Its result is what it measured; None if that is in ``folder`` already."""
     if isinstance(executor, Executor):
         yield functools.partial(executor.submit, work, job)
     elif executor == "local":
@@ -186,11 +190,27 @@ def _local(count: int, job: Job, folder: Path, tasks: list[Task], advance: Advan
     stop, done = context.RawValue("b", 0), context.RawArray("q", len(tasks))
     slots = {task: i for i, task in enumerate(tasks)}
     give_back()
-    given = (job, folder, stop, done, slots)
+    given, others = (job, folder, stop, done, slots), set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=given)
     try:
         with advance.watching(done):
             yield pool
-    finally:
+    except BaseException:
         stop.value = 1
+        pool.shutdown(wait=False, cancel_futures=True)
+        end_processes(set(multiprocessing.active_children()) - others)
+        raise
+    finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def end_processes(processes: Iterable[multiprocessing.process.BaseProcess], grace: float = GRACE) -> None:
+    """Wait for processes that were told to stop, so many seconds together, and end those that have not.
+
+    A pass of a large model can take a minute, and a worker looks up only after it. What it had finished is on disk.
+    """
+    deadline = time.monotonic() + grace
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.terminate()

@@ -171,8 +171,9 @@ def hub_documents(
 ) -> Iterator[Document]:
     """Documents of a data set on the hub, streamed; `name` may be a local folder in the hub's format.
 
-    Examples: "NeelNanda/pile-10k", and the Pile subsets "timaeus/pile-github", "timaeus/pile-arxiv", ..., whose domain
-    is the last part of the name.
+    Examples: "NeelNanda/pile-10k"; the Pile subsets "timaeus/pile-github", "timaeus/pile-arxiv", ..., whose domain is
+    the last part of the name; "timaeus/dsir-pile-10k:contents", with the column that holds the text; and
+    "Salesforce/wikitext[wikitext-2-raw-v1]", with the name of a subset.
 
     Raises:
         ImportError: if `datasets` is missing (the extra "hub" brings it).
@@ -182,15 +183,26 @@ def hub_documents(
         import datasets
     except ImportError as error:
         raise ImportError("hub data sets need the extra: pip install 'spectrolib[hub]'") from error
+    place, subset, column = hub_source(name)
     try:
-        rows = datasets.load_dataset(str(name), split=split, streaming=True)
+        rows = datasets.load_dataset(place, subset, split=split, streaming=True)
     except Exception as error:  # the many ways in which the hub says that something is not there
         raise ValueError(
             f"cannot open data set {str(name)!r}, split {split!r}: give the name of a public data set of the hub, such "
             f"as 'NeelNanda/pile-10k', or a local folder in its format ({type(error).__name__}: {str(error)[:200]})"
         ) from error
-    default = domain or PurePosixPath(str(name)).name.removeprefix("pile-")
-    return _first((_document(row, f"{name}/{split}:{n}", default) for n, row in enumerate(rows)), limit)
+    default = domain or PurePosixPath(place).name.removeprefix("pile-")
+    documents = (_document(row, f"{place}/{split}:{n}", default, column) for n, row in enumerate(rows))
+    return _first(documents, limit)
+
+
+def hub_source(name: str | Path) -> tuple[str, str | None, str]:
+    """Data set, subset or None, and column of text of a name such as "owner/name[subset]:column".
+
+    The column is "text" where none is named.
+    """
+    parts = re.fullmatch(r"(.+?)(?:\[([^\]]+)\])?(?::([\w.-]+))?", str(name), re.DOTALL)
+    return (parts[1], parts[2], parts[3] or "text") if parts else (str(name), None, "text")
 
 
 def _first(documents: Iterator[Document], limit: int | None) -> Iterator[Document]:
@@ -199,12 +211,13 @@ def _first(documents: Iterator[Document], limit: int | None) -> Iterator[Documen
     return itertools.islice(documents, limit)
 
 
-def _document(row: dict, name: str, domain: str) -> Document:
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise ValueError(f"{name}: a row needs a field 'text', found {sorted(row) if isinstance(row, dict) else row!r}")
+def _document(row: dict, name: str, domain: str, column: str = "text") -> Document:
+    if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        found = sorted(row) if isinstance(row, dict) else repr(row)
+        raise ValueError(f"{name}: a row needs a field {column!r} with text, found {found}")
     meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
     stated = row.get("domain") or meta.get("pile_set_name") or row.get("pile_set_name")
-    return Document(row["text"], str(stated or domain), name=name, licence=str(row.get("licence") or ""))
+    return Document(row[column], str(stated or domain), name=name, licence=str(row.get("licence") or ""))
 
 
 def _reader(path: Path) -> Callable[[Path], Iterator[dict]]:
@@ -440,7 +453,7 @@ def bare_tokenizer(tokenizer: AnyTokenizer) -> Tokenizer:
     return bare
 
 
-def read_tokenizer(file: Path) -> Tokenizer:
+def open_tokenizer(file: Path) -> Tokenizer:
     """The bare tokenizer of a tokenizer.json.
 
     Raises:

@@ -2,8 +2,8 @@ r"""A light look at the structure of a piece of text: strings, comments, tags, m
 
 Nothing here parses. A window starts in the middle of a document, so what came before is unknown and has to be guessed
 from what follows: a ``*/`` without its ``/*`` says that the window began in a comment, a ``)`` without its ``(`` that
-it began inside parentheses. What leaves no trace in the window is missed, so depths are at least what they say, and
-the region of a window's first tokens is the least sure.
+it began inside parentheses. What leaves no trace in the window is missed, so true depths may be larger, and the
+region of a window's first tokens is the least sure.
 
 All positions are bytes: text is passed as bytes and read as Latin-1, since all that matters here is ASCII. So a
 character that is cut in two does no harm.
@@ -136,7 +136,7 @@ class Structure:
 
 
 def structure(text: bytes, kind: str) -> Structure:
-    """The structure of a text of a kind.
+    """The structure of a text of the given kind.
 
     Raises:
         ValueError: for a kind that is not one of `KINDS`.

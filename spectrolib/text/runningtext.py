@@ -34,7 +34,7 @@ FAMILIES = (
     "formatting",
     "other languages",
 )
-"""What a token may serve, judged by its text and place alone; see `RunningText.families`."""
+"""Families of tokens, told by their text and place alone; see `RunningText.families`."""
 
 # Text ----------------------------------------------------------------------------------------------------------------
 

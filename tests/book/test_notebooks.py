@@ -55,12 +55,12 @@ def test_it_is_committed_without_outputs(path):
 
 @each
 def test_its_parameters_are_profile_and_seed(path):
-    """The rendered book is the notebook at its defaults; papermill replaces them."""
+    """The rendered book is the notebook at its defaults; papermill replaces them. One chapter takes a model too."""
     (cell,) = [cell for cell in code(path) if "parameters" in cell.metadata.get("tags", [])]
     assert cell == code(path)[0]
     values = {}
     exec(compile(python(cell), path.name, "exec"), {}, values)
-    assert values == {"profile": "book", "seed": 0}
+    assert values == {"profile": "book", "seed": 0} | ({"model": "bundled"} if path.stem == "real-model" else {})
     assert profiles.get(values["profile"])
 
 

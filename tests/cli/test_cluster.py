@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from spectrobook.clouds import Clouds, plant
 from spectrolib import cli, clustering, graph, peeling
 from spectrolib.cli import runs
-from spectrolib.cli.cluster import cluster
+from spectrolib.cli.cluster import cluster_command
 from spectrolib.estimator import standardise
 from spectrolib.run import store
 
@@ -168,7 +168,7 @@ def test_the_rows_of_another_estimator(terms, susceptibilities):
 
 def test_the_defaults_are_those_of_the_library():
     """The command repeats them, for its help must not wait for what compiles."""
-    offered = inspect.signature(cluster).parameters
+    offered = inspect.signature(cluster_command).parameters
     for name in ("max_size", "barrier"):
         assert offered[name].default == getattr(peeling.Options, name)
     assert offered["min_size"].default is None and peeling.Options.min_size == 20  # its own for each kind of rows

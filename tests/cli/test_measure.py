@@ -1,16 +1,14 @@
 """`spectro measure`: what it prints, its one-line errors, Ctrl-C."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import time
 
 import pytest
 from commands import SPECTRO, refused, refused_after_plan, spectro
-from measuring import files
+from measuring import files, wait_for
+from processes import press_ctrl_c, started
 from typer.testing import CliRunner
 
 from spectrolib import cli
@@ -68,6 +66,22 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(folder, text, small, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_sizes_of_the_text_are_options(folder, text, small, tmp_path):
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--dry-run")
+    out = spectro(*run, "--length", 7, "--tokens", 31, "--windows", 4, "--batch", 3)[1]
+    assert re.search(r"^windows +4 to sample from, 2 for L\(w\), 6 to probe, of 7 tokens: 36 probe tokens$", out, re.M)
+    assert re.search(r"^posterior .*, batch 3$", out, re.M)
+
+
+def test_the_laptop_profile_takes_gradients(folder, text, small, tmp_path):
+    sizes = ("--length", 9, "--tokens", 24, "--windows", 4)
+    run = ("measure", "--profile", "laptop", "--model", folder, "--text", text, "--out", tmp_path / "run", *sizes)
+    code, out, error = spectro(*run, "--workers", 1)
+    assert code == 0, error
+    assert "a gradient of every token, no chains" in re.sub(r"\s+", " ", out) and "24 probe tokens" in out
+    assert open_result(tmp_path / "run").attrs["first_order"] == 1
+
+
 def test_shards_and_memory_are_planned_for(folder, text, small, tmp_path):
     run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--components", "l0h0")
     code, out, _ = spectro(*run, "--dry-run", "--memory", "2GB")
@@ -101,7 +115,7 @@ def test_a_run_in_shards_says_how_far_it_is(folder, text, small, monkeypatch, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--profile", "huge"), "unknown profile 'huge': it must be one of smoke, book, paper"),
+        (("--profile", "huge"), "unknown profile 'huge': it must be one of smoke, book, laptop, paper"),
         (("--estimator", "three"), "unknown estimator 'three': it must be one of two_chain, one_chain"),
         (("--draws", "0"), "draws must be an integer of at least 1, got 0"),
         (("--chains", "-1"), "chains must be an integer of at least 1, got -1"),
@@ -112,6 +126,11 @@ def test_a_run_in_shards_says_how_far_it_is(folder, text, small, monkeypatch, tm
         (("--model", "no/such/model/anywhere"), "no model folder 'no/such/model/anywhere'"),
         (("--text", "no-such-file.txt"), "no such file or folder: no-such-file.txt"),
         (("--text", "a", "--data", "b"), "give --text or --data, not both"),
+        (("--probe", "a", "--probe-data", "b"), "give --probe or --probe-data, not both"),
+        (("--length", "1"), "length is 1: a run needs windows, of at least 2 tokens"),
+        (("--windows", "0"), "sampling_windows is 0: a run needs windows"),
+        (("--tokens", "many"), "'many' is no count"),
+        (("--batch", "0"), "batch_size must be an integer of at least 1, got 0"),
         (("--device", "abacus"), "unknown device 'abacus'"),
         (("--device", "mps"), "device 'mps' is not supported: it must be 'auto', 'cpu', 'cuda'"),
         (("--device", "xpu", "--dry-run"), "device 'xpu' is not supported"),
@@ -171,17 +190,12 @@ def test_ctrl_c_stops_keeps_finished_tasks_and_says_so(folder, text, tmp_path):
     tasks = tmp_path / "run" / "tasks"
     run = [*SPECTRO, "measure", "--model", folder, "--text", pages, "--out", tmp_path / "run", "--workers", "2"]
     run += ["--draws", "60"]
-    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  whoever started the tests
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(run, **pipes, start_new_session=True, preexec_fn=listening)
-    end = time.monotonic() + 240
-    while not any(tasks.glob("*.chain?.npz")) and process.poll() is None:
-        assert time.monotonic() < end, "waited in vain for the first task"
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
-    pressed = time.monotonic()
-    out, error = process.communicate(timeout=120)
-    assert time.monotonic() - pressed < 60
+    with started(run) as process:
+        wait_for(lambda: any(tasks.glob("*.chain?.npz")) or process.poll() is not None, "the first task", 240)
+        press_ctrl_c(process)
+        pressed = time.monotonic()
+        out, error = process.communicate(timeout=120)
+        assert time.monotonic() - pressed < 60
     done = len(list(tasks.glob("*.chain?.npz")))
     assert process.returncode == 130, error
     assert out.startswith("model ")

@@ -154,7 +154,7 @@ def test_effective_draws_is_the_sum_of_autocorrelations():
     rho = quadratic.autocorrelation(2.0, 0.1, 5)
     assert rho == pytest.approx(0.9**5)
     lags = np.arange(1, 2000)
-    assert quadratic.effective_draws(1000, rho) == pytest.approx(1000 / (1 + 2 * (rho**lags).sum()), rel=1e-12)
+    assert quadratic.ar1_effective_draws(1000, rho) == pytest.approx(1000 / (1 + 2 * (rho**lags).sum()), rel=1e-12)
 
 
 def test_memoryless_rmsprop_variance_by_quadrature():

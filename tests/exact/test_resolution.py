@@ -16,7 +16,7 @@ from spectrolib.posterior import Settings
 
 SETTINGS = Settings(nbeta=0.0, gamma=100.0, step_size=1e-6, preconditioner="none")
 BILINEAR = toys.Bilinear.of(toys.planted_reasons(contexts=3))
-HEAD = toys.Attention.random(seed=1)
+HEAD = toys.CopyingHead.random(seed=1)
 each_model = pytest.mark.parametrize(
     "model, block", [(BILINEAR, "brackets"), (BILINEAR, "mixed 1"), (HEAD, "ov")], ids=["named", "mixed", "attention"]
 )

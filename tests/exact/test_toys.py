@@ -13,7 +13,7 @@ from spectrolib.posterior import Settings
 SETTINGS = Settings(nbeta=30.0, gamma=30.0, step_size=0.01, preconditioner="none")
 TABLE = toys.planted_reasons(contexts=4)
 BILINEAR = toys.Bilinear.of(TABLE)
-HEAD = toys.Attention.random(seed=1)
+HEAD = toys.CopyingHead.random(seed=1)
 each_model = pytest.mark.parametrize("model", [BILINEAR, HEAD], ids=["bilinear", "attention"])
 
 

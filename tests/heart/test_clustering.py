@@ -1,8 +1,6 @@
 """Clusters: on graphs whose clusters are known, certified, kept in files."""
 
 import os
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -10,6 +8,8 @@ import networkx as nx
 import numpy as np
 import pytest
 from graphs import LITERAL, from_networkx, random_graph, ring_of_cliques, shuffled
+from measuring import wait_for
+from processes import group_lives, press_ctrl_c, started
 from scipy.sparse import block_diag, csr_array
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
@@ -279,14 +279,12 @@ if __name__ == "__main__":
 def test_ctrl_c_ends_processes_at_once(tmp_path):
     program = tmp_path / "slow.py"
     program.write_text(SLOW)
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    with subprocess.Popen([sys.executable, program], **options) as process:
+    with started([sys.executable, program]) as process:
         assert process.stdout.readline() == "begun\n"
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        _, error = process.communicate(timeout=30)
-    assert error.count("Traceback") == 1 and error.rstrip().endswith("KeyboardInterrupt")
-    with pytest.raises(ProcessLookupError):  # nobody is left
-        os.killpg(process.pid, 0)
+        press_ctrl_c(process)
+        _, error = process.communicate(timeout=60)
+        assert error.count("Traceback") == 1 and error.rstrip().endswith("KeyboardInterrupt")
+        wait_for(lambda: not group_lives(process), "the last of its processes")
 
 
 def test_overlaps_are_jaccard_indices():

@@ -102,7 +102,7 @@ def test_autocorrelation_and_effective_draws():
     w = quadratic.walk(f, settings, np.zeros(1), 50)[:, :, 0]
     rho = quadratic.autocorrelation(3.0, 0.1, 2)
     variance = quadratic.sgld_variance(3.0, 0.1)
-    effective = quadratic.effective_draws(w.size, rho**2)
+    effective = quadratic.ar1_effective_draws(w.size, rho**2)
     assert effective < 0.4 * w.size
     assert abs((w**2).mean() / variance - 1) < 4.5 * math.sqrt(2 / effective)
     pairs = np.corrcoef(w[:-1].ravel(), w[1:].ravel())[0, 1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reference import put
 
 from spectrobook.making.neox import Architecture, initial_weights
-from spectrolib.model.components import Component, blocks, check, components, gather, size, split
+from spectrolib.model.components import Component, blocks, check_component, components, gather, split, weight_count
 from spectrolib.model.loading import engine_of
 from spectrolib.model.shapes import Shape
 
@@ -159,16 +159,16 @@ def test_unknown_components_are_refused(name):
     shape = Shape.from_config(TINY_CONFIG)
     known = {*components(shape), "full"}
     if name in known:
-        check(name, shape)
+        check_component(name, shape)
     else:
         with pytest.raises(ValueError, match="unknown component"):
-            check(name, shape)
+            check_component(name, shape)
 
 
 @pytest.mark.parametrize("name", ["l2h0", "l0h3", "l2 mlp", "L0H0", "l0mlp", "l00h0", "embed ", "", "l-1h0"])
 def test_near_misses_are_refused_with_what_there_is(name):
     with pytest.raises(ValueError, match=r"unknown component .* l0h0 to l1h2, MLPs 'l0 mlp' to 'l1 mlp'"):
-        check(name, Shape.from_config(TINY_CONFIG))
+        check_component(name, Shape.from_config(TINY_CONFIG))
 
 
 SMALL = Architecture(layers=2, heads=4, width=64, mlp=256, vocabulary=400)
@@ -178,7 +178,7 @@ def test_parameters_of_components_are_those_of_their_blocks():
     shape, weights = Shape.from_config(SMALL.config()), initial_weights(SMALL, 0)
     for name in ("l1h2", "l0 mlp", "embed", "unembed", "full"):
         held = sum(block.of(weights).numel() for block in blocks(name, shape, tuple(weights)))
-        assert size(name, shape) == held
+        assert weight_count(name, shape) == held
 
 
 def test_a_component_is_parsed_once_and_named_as_before(engine):
@@ -189,7 +189,7 @@ def test_a_component_is_parsed_once_and_named_as_before(engine):
     assert Component.of("l3g1") == Component("group", 3, 1)
     assert Component.of("l7 mlp") == Component("mlp", 7)
     assert Component.of("full") == Component("full")
-    assert check("l1h2", engine.shape) == Component("head", 1, 2)
+    assert check_component("l1h2", engine.shape) == Component("head", 1, 2)
     assert blocks(Component("head", 1, 2), engine.shape) == blocks("l1h2", engine.shape)
 
 

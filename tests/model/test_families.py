@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectrolib.model.activations import activations
-from spectrolib.model.components import blocks, check, components, names
+from spectrolib.model.components import blocks, check_component, components, names
 from spectrolib.model.engine import groups
 from spectrolib.model.layers import Rotary
 from spectrolib.model.loading import LanguageModel, engine_of, load_model
@@ -189,12 +189,12 @@ def test_a_head_among_those_that_share_its_keys():
     shared = {name for name, _ in head & group}
     assert shared == {f"model.layers.1.self_attn.{part}_proj.{kind}" for part in "kv" for kind in ("weight", "bias")}
     with pytest.raises(ValueError, match="heads l0h0 to l1h3, groups l0g0 to l1g1, MLPs"):
-        check("l0g2", shape)
+        check_component("l0g2", shape)
 
 
 def test_tied_embeddings_are_one_component():
     with pytest.raises(ValueError, match="'embed' \\(which is the unembedding too\\)"):
-        check("unembed", engine_of(random_model("gpt2")).shape)
+        check_component("unembed", engine_of(random_model("gpt2")).shape)
 
 
 @pytest.mark.parametrize(

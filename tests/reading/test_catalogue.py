@@ -61,13 +61,13 @@ def hostile(card, i: int):
 
 @pytest.fixture(scope="module")
 def usual(made, tmp_path_factory):
-    return catalogue.write(made, tmp_path_factory.mktemp("page"), title="Clusters", token_map="map.html")
+    return catalogue.write_catalogue(made, tmp_path_factory.mktemp("page"), title="Clusters", token_map="map.html")
 
 
 @pytest.fixture(scope="module")
 def attacked(made, tmp_path_factory):
     some = [hostile(made[i % 3], i) for i in range(len(HOSTILE))]
-    return catalogue.write(some, tmp_path_factory.mktemp("hostile"), title=HOSTILE[0], about=HOSTILE[1])
+    return catalogue.write_catalogue(some, tmp_path_factory.mktemp("hostile"), title=HOSTILE[0], about=HOSTILE[1])
 
 
 def test_every_family_has_a_colour():
@@ -76,18 +76,18 @@ def test_every_family_has_a_colour():
 
 
 def test_page_without_script_says_it_all(made):
-    page = catalogue.page(made)
+    page = catalogue.catalogue_page(made)
     assert page.count("<article ") == 3 and "3 clusters, 2 with a confident rule." in page
     for card in made:
         assert f'id="{catalogue.anchor(card.cluster)}"' in page
         assert f"{card.size:,} tokens in {card.documents} documents" in page
     assert "http" not in re.sub(r'http-equiv="[^"]+"', "", page)
-    assert "0 clusters" in catalogue.page([])
+    assert "0 clusters" in catalogue.catalogue_page([])
 
 
 def test_a_folder_that_is_not_there(made, tmp_path):
     with pytest.raises(ValueError, match="cannot be written: No such file or directory"):
-        catalogue.write(made, tmp_path / "nowhere")
+        catalogue.write_catalogue(made, tmp_path / "nowhere")
 
 
 PAGES = """

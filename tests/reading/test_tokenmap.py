@@ -175,7 +175,7 @@ def test_bad_vectors(vectors, k, message):
 
 def test_positions_come_back_within_half_a_step():
     positions = np.random.default_rng(0).normal(size=(500, 2)) * [30, 2] + [1000, -7]
-    held = data(tokenmap.page(tokens(["a"] * 500), clustering([0] * 500), positions))
+    held = data(tokenmap.map_page(tokens(["a"] * 500), clustering([0] * 500), positions))
     found = np.column_stack([unpacked(held["x"]), unpacked(held["y"])]) / 65535
     wide = np.ptp(positions[:, 0])
     back = (found - 0.5) * wide + (positions.min(axis=0) + positions.max(axis=0)) / 2
@@ -185,7 +185,7 @@ def test_positions_come_back_within_half_a_step():
 
 def test_context_runs_along_positions_whatever_the_order_of_rows():
     result = tokens(list("bdcaxy"), sequence=[4, 4, 4, 4, 1, 1], position=[2, 6, 5, 1, 1, 2])
-    held = data(tokenmap.page(result, clustering([0, 1, -1, 0, 1, 1]), ring(6)))
+    held = data(tokenmap.map_page(result, clustering([0, 1, -1, 0, 1, 1]), ring(6)))
     text = [held["pieces"][i] for i in unpacked(held["piece"], "u1")]
     ends = [*held["starts"][1:], 6]
     assert ["".join(text[a:b]) for a, b in zip(held["starts"], ends, strict=True)] == ["xy", "ab", "cd"]
@@ -201,7 +201,7 @@ def test_numbers_take_as_few_bytes_as_hold_the_largest():
 def test_each_token_has_its_family():
     result = tokens(["12", "return", "\n", " +"], position=[1, 2, 3, 4], domain="python", document="a.py")
     order = [2, 0, 3, 1]
-    held = data(tokenmap.page(result.isel(token=order), clustering([0] * 4), ring(4)))
+    held = data(tokenmap.map_page(result.isel(token=order), clustering([0] * 4), ring(4)))
     assert held["families"] == list(FAMILIES)
     found = [held["families"][i] for i in unpacked(held["family"], "u1")]
     assert found == ["numbers", "code structure", "formatting", "code structure"]
@@ -220,7 +220,7 @@ def big_page() -> str:
     windows = {"sequence": np.repeat(np.arange(160), 128), "position": np.tile(np.arange(128), 160)}
     result = tokens(rng.choice(words, n), **windows)
     labels = rng.integers(-1, 100, n)
-    return tokenmap.page(result, clustering(labels), rng.normal(size=(n, 2)))
+    return tokenmap.map_page(result, clustering(labels), rng.normal(size=(n, 2)))
 
 
 def test_colours_tell_neighbours_apart():
@@ -234,7 +234,7 @@ def test_colours_tell_neighbours_apart():
 
 
 def test_the_page_asks_nothing_of_others():
-    page = tokenmap.page(tokens(["a"] * 6), clustering([0] * 6), ring(6))
+    page = tokenmap.map_page(tokens(["a"] * 6), clustering([0] * 6), ring(6))
     assert re.findall(r"(?:https?:)?//\w[^\s\"']*\.\w+", page.split('id="data"')[0]) == []
     assert not re.search(r"<(?:link|img|script|iframe)[^>]+(?:src|href)=[\"'](?!data:)", page)
     assert "default-src 'none'; script-src 'sha256-" in page
@@ -254,7 +254,7 @@ def test_the_page_asks_nothing_of_others():
 def test_what_does_not_fit_together(changes, message):
     given = {"result": tokens(["a"] * 6), "clustering": clustering([0] * 6), "positions": ring(6)} | changes
     with pytest.raises(ValueError, match=message):
-        tokenmap.page(**given)
+        tokenmap.map_page(**given)
 
 
 def test_a_map_of_nothing_but_texts(tmp_path):
@@ -300,7 +300,7 @@ def hostile(tmp_path_factory):
     result = result.assign_coords(domain=("token", named), document=("token", named))
     labels = np.arange(n) % 9
     cards = [card(c, 2, label=HOSTILE[c], family=HOSTILE[c]) for c in range(9)]
-    tokenmap.write(tokenmap.page(result, clustering(labels), ring(n), cards=cards, title=HOSTILE[0]), file)
+    tokenmap.write_page(tokenmap.map_page(result, clustering(labels), ring(n), cards=cards, title=HOSTILE[0]), file)
     return file
 
 
@@ -375,8 +375,8 @@ def usual(tmp_path_factory):
         position=[1, 2, 3, 4, 5, 1, 2, 3, 4],
     )
     cards = [card(0, 5, "after one", "grammar"), card(1, 3, "letters", "names")]
-    page = tokenmap.page(result, clustering([0, 0, 0, 0, 0, 1, 1, 1, -1]), ring(9), cards=cards)
-    tokenmap.write(page, file)
+    page = tokenmap.map_page(result, clustering([0, 0, 0, 0, 0, 1, 1, 1, -1]), ring(9), cards=cards)
+    tokenmap.write_page(page, file)
     return file
 
 
@@ -504,7 +504,7 @@ def test_pieces_of_a_character_are_shown_as_the_whole_one(chromium, tmp_path, mo
     pieces = (b"a", b"\xd0", b"\xb4", b"\xd0\xb0", b"\xff")
     text = tokenmap.running_text(tokens(list("abcde")))
     monkeypatch.setattr(tokenmap, "running_text", lambda *_: dataclasses.replace(text, pieces=pieces))
-    tokenmap.write(tokenmap.page(tokens(list("abcde")), clustering([0] * 5), ring(5)), tmp_path / "map.html")
+    tokenmap.write_page(tokenmap.map_page(tokens(list("abcde")), clustering([0] * 5), ring(5)), tmp_path / "map.html")
     with chromium.open((tmp_path / "map.html").as_uri()) as page:
         for i, shown in enumerate([("a", "a"), ("bytes d0", "д"), ("bytes b4", "д"), ("а", "а"), ("bytes ff", "�")]):
             page.evaluate(f"tokenMap.choose({i})")
@@ -529,7 +529,7 @@ def test_reduced_motion_and_dark(chromium, usual):
 
 
 def test_twenty_thousand_tokens_are_drawn_before_the_page_has_loaded(chromium, tmp_path):
-    tokenmap.write(big_page(), tmp_path / "map.html")
+    tokenmap.write_page(big_page(), tmp_path / "map.html")
     with chromium.open((tmp_path / "map.html").as_uri()) as page:
         drawn = page.evaluate("performance.getEntriesByName('drawn')[0].startTime")
         assert drawn < page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventStart")
@@ -539,7 +539,7 @@ def test_twenty_thousand_tokens_are_drawn_before_the_page_has_loaded(chromium, t
 def test_a_cluster_is_brought_into_view_without_its_stragglers(chromium, tmp_path):
     positions = np.concatenate([ring(100), 0.05 * ring(100) + 0.3, [[1.0, -1.0]]])
     labels = [-1] * 100 + [0] * 101
-    tokenmap.write(tokenmap.page(tokens(["a"] * 201), clustering(labels), positions), tmp_path / "map.html")
+    tokenmap.write_page(tokenmap.map_page(tokens(["a"] * 201), clustering(labels), positions), tmp_path / "map.html")
     with chromium.open((tmp_path / "map.html").as_uri() + "#cluster-0") as page:
         settle(page)
         width, height = page.evaluate("(c => [c.clientWidth, c.clientHeight])(document.querySelector('canvas'))")
@@ -552,7 +552,7 @@ def test_a_cluster_is_brought_into_view_without_its_stragglers(chromium, tmp_pat
 def test_without_javascript_the_clusters_are_listed_and_every_cluster_has_an_anchor(tmp_path):
     cards = [card(0, 3, HOSTILE[0]), card(1, 2)]
     given = {"cards": cards, "catalogue": "all.html"}
-    page = tokenmap.page(tokens(["a"] * 6), clustering([0, 0, 0, 1, 1, -1]), ring(6), **given)
+    page = tokenmap.map_page(tokens(["a"] * 6), clustering([0, 0, 0, 1, 1, -1]), ring(6), **given)
     (tmp_path / "map.html").write_text(page)
     document = pagechecks.Document(tmp_path / "map.html")
     assert {"cluster-0", "cluster-1"} <= document.anchors and "cluster-2" not in document.anchors
@@ -563,7 +563,9 @@ def test_without_javascript_the_clusters_are_listed_and_every_cluster_has_an_anc
 
 def test_other_pages_are_named_in_the_header(chromium, tmp_path):
     links = {"<b>Book</b>": "index.html", "Catalogue": "catalogue.html"}
-    tokenmap.write(tokenmap.page(tokens(["a"] * 6), clustering([0] * 6), ring(6), links=links), tmp_path / "map.html")
+    tokenmap.write_page(
+        tokenmap.map_page(tokens(["a"] * 6), clustering([0] * 6), ring(6), links=links), tmp_path / "map.html"
+    )
     with chromium.open((tmp_path / "map.html").as_uri()) as page:
         found = page.evaluate(
             "[...document.querySelectorAll('nav a')].map(a => [a.textContent, a.getAttribute('href')])"

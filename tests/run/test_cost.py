@@ -126,7 +126,7 @@ def test_steps_and_draws_are_counted_as_the_plan_counts_them(tmp_path):
     for settings in (measuring.SETTINGS, replace(measuring.SETTINGS, antithetic=True, tilt=5.0, nbeta=5.0)):
         plan = measuring.plan(tmp_path, settings)
         found = cost.Work.of(plan)
-        mine = sum(part.operations for part in cost.parts(found) if part.activity != "at w*")
+        mine = sum(part.operations for part in cost.breakdown(found) if part.activity != "at w*")
         assert mine == pytest.approx(settings.chains * sum(map(found.operations, found.groups)), rel=1e-12)
         assert mine < cost.of(plan).operations, "what is done once at w* is counted too"
         assert len(found.groups) * settings.chains == cost.of(plan).tasks
@@ -134,13 +134,13 @@ def test_steps_and_draws_are_counted_as_the_plan_counts_them(tmp_path):
 
 def test_cost_grows_as_it_must():
     few, many = work(tokens=20_000), work(tokens=40_000)
-    losses = lambda w: sum(p.operations for p in cost.parts(w) if p.activity == "probe losses")  # noqa: E731
+    losses = lambda w: sum(p.operations for p in cost.breakdown(w) if p.activity == "probe losses")  # noqa: E731
     assert losses(many) == pytest.approx(2 * losses(few))
-    steps = lambda w: sum(p.operations for p in cost.parts(w) if p.activity == "steps")  # noqa: E731
+    steps = lambda w: sum(p.operations for p in cost.breakdown(w) if p.activity == "steps")  # noqa: E731
     assert steps(many) == steps(few)
     twice = replace(few, settings=replace(few.settings, chains=8))
     assert cost.operations(twice) == pytest.approx(2 * cost.operations(few))
-    by_kind = {part.kind for part in cost.parts(few)}
+    by_kind = {part.kind for part in cost.breakdown(few)}
     assert by_kind == set(cost.KINDS)
 
 
@@ -150,7 +150,7 @@ def test_cost_grows_as_it_must():
 def test_hours_are_the_larger_of_compute_and_memory():
     """A job of one activity only, by hand: losses of the unembedding, with hardly any loss windows."""
     job = work(tokens=10**9, loss_tokens=1, components=("unembed",))
-    found = cost.parts(job)
+    found = cost.breakdown(job)
     slow = replace(H200, rates={"float32": 1.0, "tf32": 1.0, "bf16": 1.0}, bandwidth=1e30)
     narrow = replace(H200, rates={"float32": 1e30, "tf32": 1e30, "bf16": 1e30}, bandwidth=1.0)
     compute = cost.hours(job, slow, efficiency=1.0)
@@ -212,7 +212,7 @@ def test_clustering_times_pass_through_what_was_measured():
 
 @pytest.mark.parametrize(("text", "value"), [("20000", 20_000), ("20k", 20_000), ("4.25M", 4_250_000), ("1e6", 10**6)])
 def test_counts_as_people_write_them(text, value):
-    assert cost.number(text) == value
+    assert cost.count_of(text) == value
 
 
 def test_cost_counts_draws_and_steps(folder):

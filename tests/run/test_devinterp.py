@@ -135,7 +135,7 @@ def test_what_is_read_can_be_clustered_described_and_mapped(read, tmp_path, monk
     from spectrolib.reading import tokenmap
 
     monkeypatch.setattr(tokenmap, "_umap", lambda rows, k, seed: rows[:, :2])
-    run = str(devinterp.save(read, tmp_path / "run"))
+    run = str(devinterp.save_run(read, tmp_path / "run"))
     assert open_result(run).identical(open_result(run))
     np.testing.assert_array_equal(open_result(run)["susceptibility"], read["susceptibility"])
     for command in (("cluster", run, "--k", "10", "--min-size", "5"), ("cards", run), ("map", run, "--k", "10")):
@@ -158,7 +158,7 @@ def test_their_table_holds_what_their_draws_give(made, read, tmp_path):
         np.testing.assert_allclose(
             standardise(table["susceptibility"].values), standardise(read["susceptibility"].values), atol=1e-3
         )
-    devinterp.save(table, tmp_path / "run")
+    devinterp.save_run(table, tmp_path / "run")
     assert CliRunner().invoke(cli.app, ["cluster", str(tmp_path / "run"), "--k", "10"]).exit_code == 0
 
 

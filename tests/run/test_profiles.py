@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from spectrolib.run.plan import Plan, profile_windows
-from spectrolib.run.profiles import BOOK, PAPER, PROFILES, SMOKE, get
+from spectrolib.run.profiles import BOOK, LAPTOP, PAPER, PROFILES, SMOKE, get
+from spectrolib.text.corpus import Document
 
 
 def test_profiles_go_by_name():
-    assert [get(name) for name in ("smoke", "book", "paper")] == [SMOKE, BOOK, PAPER]
+    assert [get(name) for name in ("smoke", "book", "laptop", "paper")] == [SMOKE, BOOK, LAPTOP, PAPER]
     assert all(name == profile.name for name, profile in PROFILES.items())
-    with pytest.raises(ValueError, match="unknown profile 'huge': it must be one of smoke, book, paper"):
+    with pytest.raises(ValueError, match="unknown profile 'huge': it must be one of smoke, book, laptop, paper"):
         get("huge")
 
 
@@ -58,3 +59,26 @@ def test_a_profile_makes_a_plan(bundled):
 def test_a_profile_that_asks_for_too_much_is_refused(bundled):
     with pytest.raises(ValueError, match="more windows than the bundled ones"):
         profile_windows(replace(SMOKE, probe_windows=100_000), bundled)
+
+
+def test_the_laptop_profile_is_to_first_order(bundled):
+    plan = Plan.from_profile(replace(LAPTOP, source="bundled", probe_windows=2), model=bundled)
+    assert plan.first_order and plan.channels == 2048 and plan.probe.length == 129
+    assert Plan.from_profile("smoke", model=bundled).channels == 512
+    assert not Plan.from_profile("smoke", model=bundled).first_order
+    assert LAPTOP.probe_windows * (LAPTOP.length - 1) == 10_240
+
+
+def test_probe_text_may_have_a_data_set_of_its_own(bundled, monkeypatch):
+    asked = []
+
+    def documents(name, limit):
+        asked.append((name, limit))
+        return [Document(f"{name} says {n}: " + "one two three " * 40, name) for n in range(limit)]
+
+    monkeypatch.setattr("spectrolib.run.plan.hub_documents", documents)
+    sizes = {"length": 17, "sampling_windows": 6, "loss_windows": 2, "probe_windows": 4}
+    parts = profile_windows(replace(PAPER, **sizes), bundled)
+    assert asked == [("timaeus/dsir-pile-10k:contents", 24), ("timaeus/pile-github", 8)]
+    assert set(parts["probe"].domain) == {"timaeus/pile-github"} and len(parts["probe"]) == 4
+    assert set(parts["sampling"].domain) == {"timaeus/dsir-pile-10k:contents"} and len(parts["loss"]) == 2

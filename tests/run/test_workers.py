@@ -1,7 +1,10 @@
 """Where tasks run: the same bytes anywhere, and one clear error for all that can die."""
 
+import multiprocessing
 import os
+import signal
 import threading
+import time
 import warnings
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -14,7 +17,7 @@ from measuring import SETTINGS, Inline, files, plan, wait_for
 from spectrolib.posterior import ChainError
 from spectrolib.run.measure import WorkerDied, measure
 from spectrolib.run.store import RunFolder
-from spectrolib.run.workers import available_cores
+from spectrolib.run.workers import available_cores, end_processes
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -33,6 +36,26 @@ def test_a_dask_cluster_gives_the_same_bytes(folder, whole, tmp_path):
     ):
         measure(plan(folder), tmp_path / "run", executor=client, progress=False)
     assert files(tmp_path / "run") == files(whole)
+
+
+def _busy(stopped) -> None:
+    """A worker in a pass that takes longer than anybody waits: it ignores Ctrl-C, and looks up too late."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stopped.wait(60)
+
+
+def test_workers_that_do_not_stop_by_themselves_are_ended():
+    context = multiprocessing.get_context("spawn")
+    told, never = context.Event(), context.Event()
+    obeys, busy = (context.Process(target=_busy, args=(event,)) for event in (told, never))
+    for process in (obeys, busy):
+        process.start()
+    told.set()
+    begin = time.monotonic()
+    end_processes([obeys, busy], grace=3.0)
+    busy.join(5)
+    assert time.monotonic() - begin < 8
+    assert (obeys.exitcode, busy.exitcode) == (0, -signal.SIGTERM)
 
 
 def test_a_dead_worker_is_reported_and_the_rest_is_kept(folder, whole, tmp_path):

@@ -186,7 +186,7 @@ def test_settings_saved_in_a_tokenizer_change_no_window(tokenizer, tmp_path, set
     assert windows_from_documents(documents(), changed, length=16, count=30).hash == plain.hash
     assert corpus.tokenizer_hash(changed) == corpus.tokenizer_hash(tokenizer)
     changed.save(str(tmp_path / "tokenizer.json"))
-    read = corpus.read_tokenizer(tmp_path / "tokenizer.json")
+    read = corpus.open_tokenizer(tmp_path / "tokenizer.json")
     assert all(np.array_equal(corpus.encode(read, d.text), corpus.encode(tokenizer, d.text)) for d in documents()[:3])
 
 
@@ -194,7 +194,7 @@ def test_settings_saved_in_a_tokenizer_change_no_window(tokenizer, tmp_path, set
 def test_a_file_that_is_no_tokenizer(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json is (not a tokenizer|a Git LFS pointer)"):
-        corpus.read_tokenizer(tmp_path / "tokenizer.json")
+        corpus.open_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_what_no_file_can_hold_is_mended(tokenizer):
@@ -388,3 +388,27 @@ def test_hub_needs_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"spectrolib\[hub\]"):
         corpus.hub_documents("NeelNanda/pile-10k")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("NeelNanda/pile-10k", ("NeelNanda/pile-10k", None, "text")),
+        ("timaeus/dsir-pile-10k:contents", ("timaeus/dsir-pile-10k", None, "contents")),
+        ("Salesforce/wikitext[wikitext-2-raw-v1]:body", ("Salesforce/wikitext", "wikitext-2-raw-v1", "body")),
+        (r"C:\texts\pile", (r"C:\texts\pile", None, "text")),
+    ],
+)
+def test_names_of_data_sets_may_say_subset_and_column(name, parts):
+    assert corpus.hub_source(name) == parts
+
+
+def test_hub_rows_from_another_column(tmp_path):
+    pytest.importorskip("datasets")
+    folder = tmp_path / "dsir"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"contents": "only text"}\n')
+    (found,) = corpus.hub_documents(f"{folder}:contents")
+    assert (found.text, found.domain) == ("only text", "dsir")
+    with pytest.raises(ValueError, match=r"needs a field 'text' with text, found \['contents'\]"):
+        list(corpus.hub_documents(folder))

