@@ -15,7 +15,7 @@ def test_an_error_of_a_real_process_is_one_line_and_leaves_nothing(tmp_path):
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: unknown profile 'none': it must be one of smoke, book, paper\n"
+    assert done.stderr == "error: unknown profile 'none': it must be one of smoke, book, laptop, paper\n"
     assert not (tmp_path / "run").exists()
 
 
