@@ -20,6 +20,10 @@ LARGEST = 1e9
 """The last one."""
 
 
+class TooLoose(ValueError):
+    """Noise of the posterior's width leaves the neighbourhood of w*."""
+
+
 def rise_at(engine: Engine, gamma: float, windows, *, component: str = FULL, seed: int = 0) -> float:
     """How far two mirrored draws from N(w*, 1/γ) in a component's weights raise the mean loss, nats.
 
@@ -39,7 +43,7 @@ def check_locality(engine: Engine, settings: Settings, windows) -> None:
     Where no chain has nβ = 0 nothing is said: the loss itself may hold them.
 
     Raises:
-        ValueError: if noise of the posterior's width raises the loss by more than ``settings.max_rise``, with a γ that
+        TooLoose: if noise of the posterior's width raises the loss by more than ``settings.max_rise``, with a γ that
             would do.
     """
     if all(member.nbeta for member in settings.members):
@@ -50,7 +54,7 @@ def check_locality(engine: Engine, settings: Settings, windows) -> None:
     gamma = settings.gamma
     while not rise_at(engine, gamma, windows) <= settings.max_rise / 10 and gamma < LARGEST:
         gamma *= STEP
-    raise ValueError(
+    raise TooLoose(
         f"gamma {settings.gamma:g} is too loose for this model: noise of that width in all its weights raises the loss "
         f"by {rise:.3g} nats, more than max_rise ({settings.max_rise:g}). --gamma {float(f'{gamma:.1g}'):g} would do"
     )

@@ -1,5 +1,5 @@
 """The command line, a module for each command: ``spectro measure``, ``info``, ``cluster``, ``cards``, ``map``,
-``match`` and ``plan``.
+``match``, ``plan`` and ``tune``.
 
 Errors that the user can mend are one line on stderr: exit code 2 for bad input, 1 where a run failed, 130 after Ctrl-C.
 """
@@ -18,9 +18,19 @@ from .match import match_command
 from .measure import measure_command
 from .plan import plan_command
 from .terminal import speak_plainly
+from .tune import tune_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-_COMMANDS = (measure_command, info_command, cluster_command, cards_command, map_command, match_command, plan_command)
+_COMMANDS = (
+    measure_command,
+    info_command,
+    cluster_command,
+    cards_command,
+    map_command,
+    match_command,
+    plan_command,
+    tune_command,
+)
 for _command in _COMMANDS:
     app.command(_command.__name__.removesuffix("_command"))(_command)
 

@@ -47,6 +47,9 @@ def measure_command(
     windows: Annotated[int | None, typer.Option(help="Windows to sample from.")] = None,
     components: Annotated[str, typer.Option(help='Such as "l0h0, l3 mlp, embed"; by default all.')] = "",
     estimator: Annotated[str, typer.Option(help="two_chain or one_chain.")] = "two_chain",
+    settings: Annotated[
+        str, typer.Option(help="Posterior and sampler of `spectro tune` (settings.json), or of another run's folder.")
+    ] = "",
     nbeta: Annotated[float | None, typer.Option(help="Weight of the loss, nβ; 0 is the control.")] = None,
     gamma: Annotated[float | None, typer.Option(help="Localisation γ.")] = None,
     step_size: Annotated[float | None, typer.Option(help="Step size ε.")] = None,
@@ -94,21 +97,22 @@ def measure_command(
     from ..run.measure import fitted, measure
     from ..run.profiles import get
     from ..run.store import finished_tasks
+    from ..run.tuning import read_settings
     from ..run.workers import start_forkserver
 
     overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
     overrides |= {"steps_between_draws": steps, "batch_size": batch}
     with one_line_errors():
-        settings = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
+        own = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
         constants = _sized(get(profile), tokens, length, windows)
-        changes = _changes(constants, components, estimator, settings, plain)
+        changes = _changes(constants, components, estimator, (read_settings(settings) if settings else {}) | own, plain)
         limit, changes["shards"] = bytes_of(memory) if memory else None, shards
         changes |= {"channels": channels, "first_order": first_order or constants.first_order}
         if not dry_run:
             start_forkserver()  # it imports what the workers need while this process imports what it needs
-        texts = _texts(text, data, probe, probe_data)
+        texts = texts_for(text, data, probe, probe_data)
         found = load_model(model or constants.model, revision=revision or None, device=device)
-        plan = fitted(_plan(constants, changes, found, texts), out, limit)
+        plan = fitted(plan_for(constants, changes, found, texts), out, limit)
         _print_plan(plan, workers, bank)
         _print_left_out(text, probe)
         if dry_run:
@@ -146,7 +150,7 @@ def _changes(constants: Profile, components: str, estimator: str, settings: dict
     return changes
 
 
-def _texts(text: str, data: str, probe: str, probe_data: str) -> dict[str, tuple[Iterator[Document], str]]:
+def texts_for(text: str, data: str, probe: str = "", probe_data: str = "") -> dict[str, tuple[Iterator[Document], str]]:
     """Documents to cut all windows from, and the probe windows, with what they are called; refused if not there."""
     from ..text.corpus import hub_documents, local_documents
 
@@ -172,7 +176,8 @@ def _print_left_out(*places: str) -> None:
             print_rows({"left out": f"of {place}, where {len(read)} files were read, {named(left_out)}"})
 
 
-def _plan(constants: Profile, changes: dict, model: LanguageModel, texts: dict) -> Plan:
+def plan_for(constants: Profile, changes: dict, model: LanguageModel, texts: dict) -> Plan:
+    """The plan of a profile with those changes, its windows cut from the texts that `texts_for` found."""
     from ..run.plan import Plan, cut_probe_windows, text_windows
 
     if "all" in texts:

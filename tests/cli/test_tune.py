@@ -1,0 +1,66 @@
+"""`spectro tune`: trials, a choice, and a measurement with what was chosen."""
+
+import json
+from dataclasses import replace
+
+from commands import refused, spectro
+
+from spectrolib.posterior import Settings
+from spectrolib.run import tuning
+
+
+def test_tune_then_measure(folder, text, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        tuning, "grid", lambda base: [replace(base, gamma=g, draws=16, chains=4) for g in (300.0, 900.0)]
+    )
+    tune = (
+        "tune",
+        "--out",
+        tmp_path / "tune",
+        "--model",
+        folder,
+        "--text",
+        text,
+        "--components",
+        "l0h0",
+        "--workers",
+        1,
+    )
+    code, out, error = spectro(*tune)
+    chosen = json.loads((tmp_path / "tune" / "settings.json").read_text())["settings"] if code == 0 else None
+    assert out.count("R-hat") == 2 and "γ 300" in out and "γ 900" in out
+    assert (tmp_path / "tune" / "traces.html").read_text().count("<h2>") == 2
+    if chosen is None:  # noise decides at this size
+        assert "none of 2 trials is healthy" in error
+        return
+    assert Settings(**chosen).draws == small.settings.draws and "spectro measure --settings" in out
+
+
+def test_measure_takes_settings_and_what_is_named_beside_them_goes_first(folder, text, small, tmp_path):
+    own = replace(small.settings, gamma=777.0, nbeta=5.0, tilt=5.0)
+    tuning.write_settings(tuning.Trial(own, tuning.HEALTHY, "", 1.0), tmp_path / "settings.json")
+    run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--dry-run")
+    out = spectro(*run, "--settings", tmp_path / "settings.json", "--nbeta", 6)[1]
+    assert "nβ 6, γ 777" in out
+    assert "holds no settings" in refused(*run, "--settings", tmp_path)
+
+
+def test_no_healthy_trial_is_one_line(folder, text, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "grid", lambda base: [replace(base, gamma=1e-3, step_size=1e-3)])
+    tune = (
+        "tune",
+        "--out",
+        tmp_path / "tune",
+        "--model",
+        folder,
+        "--text",
+        text,
+        "--components",
+        "l0h0",
+        "--workers",
+        1,
+    )
+    code, out, error = spectro(*tune)
+    assert code == 2 and "not local" in out
+    assert error.startswith("error: none of 1 trials is healthy") and error.count("\n") == 1
+    assert not (tmp_path / "tune" / "settings.json").exists()
