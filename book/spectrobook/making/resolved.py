@@ -8,6 +8,7 @@ stopped. What ships is small: a table of how well each kind of rows repeats, the
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from spectrolib.model.loading import LanguageModel, load_model
 from spectrolib.reading import rules
 from spectrolib.reading.conditions import GROUPS, OUTPUT, Features, describe
 from spectrolib.run import profiles
+from spectrolib.run.files import write_whole
 from spectrolib.run.measure import measure
 from spectrolib.run.plan import Plan, profile_windows
 from spectrolib.run.resolved import rows_of
@@ -387,25 +389,40 @@ def _of_the_output(rule: rules.Rule, features: Features) -> bool:
 
 
 def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, dict[str, ndarray]]:
-    """What the chapter shows of finished runs: tables, and the clusters as arrays."""
-    model, runs = load_model("bundled", device="cpu"), {name: open_result(folder / name) for name in plans(folder)}
+    """What the chapter shows of finished runs: tables, and the clusters as arrays.
+
+    Each table is kept in the folder when it is made, and not made again.
+    """
+    model, first = load_model("bundled", device="cpu"), folder / "first"
+    found = open_clusters(first)
+    of = functools.cache(lambda name: open_result(folder / name))
+    make = {
+        "calibration": lambda: calibration(found, open_clusters(folder / "fresh"), of("first")),
+        "rules": lambda: readable(found, of("first"), model),
+        "controls": lambda: controls(of("first"), of("shuffled"), of("initial"), model),
+        "against": lambda: against(*map(of, ("draws", "zero", "prose", "code", "first"))),
+        "ladder": lambda: ladder(of("draws"), of("zero"), of("first")),
+    }
     table = {"settings": {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS, "every": EVERY}}
-    first, found = folder / "first", open_clusters(folder / "first")
-    report("clusters that come back")
-    table["calibration"] = calibration(found, open_clusters(folder / "fresh"), runs["first"])
-    report("rules")
-    table["rules"] = readable(found, runs["first"], model)
-    report("how well rows repeat")
-    table["ladder"] = ladder(*(runs[name] for name in ("draws", "zero", "first")))
-    table["against"] = against(*(runs[name] for name in ("draws", "zero", "prose", "code", "first")))
-    report("controls")
-    table["controls"] = controls(*(runs[name] for name in ("first", "shuffled", "initial")), model)
-    table["cards"] = json.loads((first / "cards.json").read_text())["about"]
-    table["matches"] = json.loads((first / "matches.json").read_text())["about"]
-    table["manifests"] = {name: json.loads(result.attrs["manifest"]) for name, result in runs.items()}
-    length = np.linalg.norm(rows_of(runs["first"]), axis=1)
+    for name, one in make.items():
+        table[name] = kept(folder / "tables", name, one, report)
+    for name in ("cards", "matches"):
+        table[name] = json.loads((first / f"{name}.json").read_text())["about"]
+    table["manifests"] = {name: json.loads(of(name).attrs["manifest"]) for name in plans(folder)}
+    length = np.linalg.norm(rows_of(of("first")), axis=1)
     arrays = {name: value for name, value in vars(found).items() if isinstance(value, ndarray)}
     return table, arrays | {"length": length.astype(np.float32)}
+
+
+def kept(folder: Path, name: str, make: Callable[[], list | dict], report: Callable[[str], None]) -> list | dict:
+    """What is made once and then read from the folder."""
+    file = folder / f"{name}.json"
+    if not file.exists():
+        report(f"making the table of {name}")
+        folder.mkdir(exist_ok=True)
+        text = json.dumps(make())
+        write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def write(folder: Path) -> None:
