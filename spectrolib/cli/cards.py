@@ -19,7 +19,9 @@ from .terminal import console, number, one_line_errors, print_rows
 
 def cards_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
-    model: Annotated[str, typer.Option(help="Whose tokenizer reads the tokens; by default the measured model's.")] = "",
+    model: Annotated[
+        str, typer.Option(help="The measured model, where it is not found by itself: rules speak of its output.")
+    ] = "",
     examples: Annotated[int, typer.Option(help="Members to show of each cluster.", min=0)] = 12,
     seed: Annotated[int, typer.Option(help="Seed of the examples and of the halves that rules are fitted on.")] = 0,
     name_url: Annotated[

@@ -259,8 +259,8 @@ ENTRIES: dict[str, Entry] = {
         home=DATA,
         files=("resolved.json", "resolved.npz"),
         make=resolved,
-        needs=("model", "autoencoders"),
-        time="1 h",
+        needs=("model", "measurement", "autoencoders"),
+        time="1.5 h",
         check="pytest tests/book/making/test_resolved.py",
     ),
     "real": Entry(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from spectrolib.run.resolved import rows_of
 from spectrolib.run.store import open_clusters, open_result
 from spectrolib.text.runningtext import running_text, token_names
 
-from .. import robustness
+from .. import robustness, shipped
 from .controls import initial, shuffled
 
 K, MIN_SIZE, REPEATS = 15, 10, 10
@@ -329,11 +329,16 @@ def calibration(found: Clustering, fresh: Clustering, result) -> dict:
     }
 
 
-def readable(found: Clustering, result, model: LanguageModel, seed: int = 0) -> list[dict]:
+def readable(
+    found: Clustering, result, model: LanguageModel, others: Mapping[str, Int[ndarray, " tokens"]], seed: int = 0
+) -> list[dict]:
     """For how many clusters a short rule holds, by what rules may speak of; beside labels that must have none.
 
     Shuffled labels: among all tokens, and among the occurrences of each token, where rules on the token alone go on
     holding.
+
+    Args:
+        others: more labels of the same tokens, by name.
     """
     text = running_text(result, model.tokens)
     windows = measured_windows(result, model)
@@ -347,6 +352,7 @@ def readable(found: Clustering, result, model: LanguageModel, seed: int = 0) -> 
         "as found": found.labels,
         "shuffled": rng.permutation(found.labels),
         "shuffled among equal tokens": shuffled_within(found.labels, text.token_id, rng),
+        **others,
     }
     speak = {"text": text_alone, "text and loss": [*text_alone, "loss"], "text, loss and expectation": list(GROUPS)}
     found_rules = []
@@ -398,7 +404,7 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
     of = functools.cache(lambda name: open_result(folder / name))
     make = {
         "calibration": lambda: calibration(found, open_clusters(folder / "fresh"), of("first")),
-        "rules": lambda: readable(found, of("first"), model),
+        "rules": lambda: readable(found, of("first"), model, {"the paper's rows": of_paper(of("first"))}),
         "controls": lambda: controls(of("first"), of("shuffled"), of("initial"), model),
         "against": lambda: against(*map(of, ("draws", "zero", "prose", "code", "first"))),
         "ladder": lambda: ladder(of("draws"), of("zero"), of("first")),
@@ -412,6 +418,17 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
     length = np.linalg.norm(rows_of(of("first")), axis=1)
     arrays = {name: value for name, value in vars(found).items() if isinstance(value, ndarray)}
     return table, arrays | {"length": length.astype(np.float32)}
+
+
+def of_paper(result) -> Int[ndarray, " tokens"]:
+    """The clusters of the paper's rows that ship with the book, of the same tokens.
+
+    Raises:
+        ValueError: if they are of others.
+    """
+    if not np.array_equal(result["token_id"].values, shipped.shipped_result()["token_id"].values):
+        raise ValueError("the shipped measurement is of other tokens: make it anew first")
+    return shipped.clusters().labels
 
 
 def kept(folder: Path, name: str, make: Callable[[], list | dict], report: Callable[[str], None]) -> list | dict:

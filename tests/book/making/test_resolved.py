@@ -106,12 +106,13 @@ def test_rules_of_real_and_of_shuffled_clusters(bundled, bundled_engine):
     _, number, counts = np.unique(result["token_id"].values, return_inverse=True, return_counts=True)
     label = np.full(len(counts), -1)
     label[np.argsort(-counts)[:5]] = np.arange(5)
-    rows = resolved.readable(SimpleNamespace(labels=label[number]), result, bundled)
-    assert len(rows) == 9 and {row["clusters"] for row in rows} == {5}
+    noise = np.random.default_rng(0).integers(0, 5, len(number))
+    rows = resolved.readable(SimpleNamespace(labels=label[number]), result, bundled, {"noise": noise})
+    assert len(rows) == 12 and {row["clusters"] for row in rows} == {5}
     share = {(row["speak of"], row["labels"]): row["confident"][0] for row in rows}
     for what in ("text", "text and loss", "text, loss and expectation"):
         assert share[what, "as found"] == share[what, "shuffled among equal tokens"] >= 0.8
-        assert share[what, "shuffled"] == 0
+        assert share[what, "shuffled"] == share[what, "noise"] == 0
 
 
 def test_plans_share_no_randomness_where_they_are_compared_as_independent(bundled, tmp_path):
