@@ -152,7 +152,7 @@ def promises(
     for some in (np.ones(len(came), dtype=bool), *(share == level for level in np.unique(share))):
         weight = drawn[:, some].sum(axis=1)
         known = weight > 0
-        value, said = float(came[some].mean()), float(share[some].mean())
+        value, said = float(came[some].mean()), round(float(share[some].mean()), 9)
         sampled = (drawn * again)[known][:, some].sum(axis=1) / weight[known]
         promised = (drawn * share)[known][:, some].sum(axis=1) / weight[known]
         plain = wilson(value, int(some.sum()))

@@ -75,7 +75,7 @@ def plans(folder: Path, model: LanguageModel | None = None) -> dict[str, Plan]:
         "prose": Plan(model=model, **some | {"sampling": read["prose"]}, **first | {"channels": 32}),
         "code": Plan(model=model, **some | {"sampling": read["code"]}, **first | {"channels": 32}),
         "draws": Plan(model=model, settings=sampler, **some, **sampled),
-        "zero": Plan(model=model, settings=replace(sampler, nbeta=0.0, seed=1), **some, **sampled),
+        "zero": Plan(model=model, settings=replace(sampler, draws=4, nbeta=0.0, seed=1), **some, **sampled),
     }
 
 
@@ -153,7 +153,8 @@ def ladder(draws, zero, first) -> list[dict]:
     most = int((owner == owner[0]).sum())
     for count in (n for n in (4, 8, 16, 32, 64) if n <= most):
         add(f"{count} draws", [unit(thinned(x, owner, count)) for x in known])
-    add(f"nβ = 0, {most} draws", [unit(rows_of(zero, halves=[h])) for h in (0, 1)])
+    flat = [unit(rows_of(zero, halves=[h])) for h in (0, 1)]
+    add(f"nβ = 0, {flat[0].shape[1] // len(set(owner))} draws", flat)
     own, tokens = first["channel_component"].values, among(first, draws, EVERY)
     for width in (4, 16, 64):
         rows = [unit(thinned(rows_of(first, halves=[h])[tokens], own, width)) for h in (0, 1)]
@@ -354,7 +355,7 @@ def readable(
         "shuffled among equal tokens": shuffled_within(found.labels, text.token_id, rng),
         **others,
     }
-    speak = {"text": text_alone, "text and loss": [*text_alone, "loss"], "text, loss and expectation": list(GROUPS)}
+    speak = {"text": text_alone, "text and output": list(GROUPS)}
     found_rules = []
     for what, groups in speak.items():
         some = features.only(*groups)
