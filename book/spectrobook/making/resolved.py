@@ -75,7 +75,7 @@ def plans(folder: Path, model: LanguageModel | None = None) -> dict[str, Plan]:
         "prose": Plan(model=model, **some | {"sampling": read["prose"]}, **first | {"channels": 32}),
         "code": Plan(model=model, **some | {"sampling": read["code"]}, **first | {"channels": 32}),
         "draws": Plan(model=model, settings=sampler, **some, **sampled),
-        "zero": Plan(model=model, settings=replace(sampler, draws=4, nbeta=0.0, seed=1), **some, **sampled),
+        "zero": Plan(model=model, settings=replace(sampler, draws=2, nbeta=0.0, seed=1), **some, **sampled),
     }
 
 
@@ -176,7 +176,7 @@ def against(draws, zero, prose, code, first) -> list[dict]:
     exact = [standardise(run["susceptibility"].values) for run in (prose, code)]
     pairs = {
         "the paper's rows, and first order": (of_paper, kernel),
-        "a random combination, and first order": (standardise(combined(known, owner, 0)), kernel),
+        "a random combination, and first order": (standardise(combined(known, np.tile(owner, 2), 0)), kernel),
         "128 channels, and first order": (unit(thinned(rows_of(draws, halves=[0]), owner, 4)), kernel),
         "all draws, and first order": (all_draws, kernel),
         "all draws at nβ = 0, and first order": (of_gaussian, kernel),
