@@ -3,11 +3,12 @@
 A cluster *survives* a change if the changed run has a cluster that shares more than half of their union with it
 (Jaccard index). Above one half no cluster can have two such partners, so counting needs no assignment problem.
 
-Three kinds of interval, each for another question:
+Four kinds of interval, each for another question:
 
 * shares of clusters: Wilson's, clusters as independent trials. How far would another draw of clusters move the share?
 * differences of two shares over the same clusters: paired, from the clusters in which the two runs disagree;
-* means over tokens: tokens of one window are alike, so windows are resampled.
+* means over tokens: tokens of one window are alike, so windows are resampled, or left out one after another;
+* what a card promises: clusters are resampled, and so are the documents that they are seen in.
 
 What the paper's controls are we know in outline [S]; these counts, and their intervals, are ours.
 """
@@ -115,6 +116,79 @@ def survival(reference: Int[ndarray, " tokens"], other: Int[ndarray, " tokens"],
     return Survival(overlap, threshold)
 
 
+def promises(
+    share: Float[ndarray, " clusters"],
+    reference: Int[ndarray, " tokens"],
+    other: Int[ndarray, " tokens"],
+    documents: Int[ndarray, " tokens"],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[dict]:
+    """Do clusters come back as often as is said of them? For each share that is named, and for all clusters.
+
+    Args:
+        share: promised of each cluster, 0 to the last.
+        reference, other: cluster of each token, -1 for none, in the run that promises and in a fresh one.
+        documents: the number of each token's document.
+
+    Returns:
+        For all clusters first, then for each share that is named, the least first: ``share`` (the mean), ``clusters``,
+        ``came back`` and ``difference`` (what came back, less the share) with their 95 % intervals. Those are of
+        percentiles over clusters drawn anew, in documents drawn anew; and as wide as Wilson's at least, for where all
+        came back the others know of no doubt.
+
+    Raises:
+        ValueError: for another number of shares than clusters.
+    """
+    reference, other = _labels(reference, other)
+    came = survival(reference, other).survived
+    if len(share) != len(came):
+        raise ValueError(f"{len(came)} clusters need as many shares, got {len(share)}")
+    rng = np.random.default_rng(seed)
+    again = _survived_in_samples(reference, other, documents, resamples, rng)
+    drawn = rng.multinomial(len(came), np.full(len(came), 1 / len(came)), size=resamples)
+    found = []
+    for some in (np.ones(len(came), dtype=bool), *(share == level for level in np.unique(share))):
+        weight = drawn[:, some].sum(axis=1)
+        known = weight > 0
+        value, said = float(came[some].mean()), round(float(share[some].mean()), 9)
+        sampled = (drawn * again)[known][:, some].sum(axis=1) / weight[known]
+        promised = (drawn * share)[known][:, some].sum(axis=1) / weight[known]
+        plain = wilson(value, int(some.sum()))
+        low, high = np.quantile(sampled, [0.025, 0.975])
+        kept = Estimate(value, min(plain.low, float(low)), max(plain.high, float(high)))
+        ends = np.quantile(sampled - promised, [0.025, 0.975])
+        apart = Estimate(value - said, min(float(ends[0]), plain.low - said), max(float(ends[1]), plain.high - said))
+        found.append({"share": said, "clusters": int(some.sum()), "came back": list(kept), "difference": list(apart)})
+    return found
+
+
+def _survived_in_samples(reference, other, documents, resamples: int, rng) -> Bool[ndarray, "resamples clusters"]:
+    """Which clusters come back as the partner that they have in all documents, in documents drawn with replacement."""
+    document = np.unique(documents, return_inverse=True)[1]
+    table, count = clustering.overlaps(reference, other), int(document.max()) + 1
+    if not table.shape[1]:
+        return np.zeros((resamples, table.shape[0]), dtype=bool)
+    partner = np.asarray(table.argmax(axis=1)).ravel()
+
+    def by_document(where: Bool[ndarray, " tokens"], cluster: ndarray) -> Float[ndarray, "clusters documents"]:
+        key = cluster[where] * count + document[where]
+        return np.bincount(key, minlength=len(partner) * count).reshape(-1, count)
+
+    mine = reference != NONE
+    both = mine & (other == np.where(mine, partner[reference], NONE)) & (other != NONE)
+    own, common = by_document(mine, reference), by_document(both, reference)
+    sizes = np.zeros((int(other.max(initial=-1)) + 1, count))
+    np.add.at(sizes, (other[other != NONE], document[other != NONE]), 1)
+    union = own + sizes[partner] - common
+    weight = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    above, below = weight @ common.T, weight @ union.T
+    whole = common.sum(axis=1) / union.sum(axis=1)
+    overlap = np.divide(above, below, out=np.broadcast_to(whole, above.shape).copy(), where=below > 0)
+    return overlap > 0.5
+
+
 def difference(first: Bool[ndarray, " clusters"], second: Bool[ndarray, " clusters"]) -> Estimate:
     """The share of trials in which the first holds, less that in which the second does; the trials are the same.
 
@@ -156,6 +230,25 @@ def adjusted_rand(
     """
     above, possible = (float(part.sum()) for part in _rand_parts(first, second, within))
     return above / possible if possible > 1e-9 else math.nan
+
+
+def agreement_by_window(
+    first: Int[ndarray, " tokens"], second: Int[ndarray, " tokens"], windows: Int[ndarray, " tokens"]
+) -> Estimate:
+    """`adjusted_rand`, with the 95 % interval of the jackknife: one window after another is left out.
+
+    Windows drawn with replacement would not do: a token that is drawn twice agrees with itself.
+
+    Raises:
+        ValueError: for fewer than two windows.
+    """
+    names = np.unique(windows)
+    if len(names) < 2:
+        raise ValueError("leaving out a window at a time takes two windows at least")
+    value = adjusted_rand(first, second)
+    without = np.array([adjusted_rand(first[left], second[left]) for left in (windows != name for name in names)])
+    half = NORMAL * math.sqrt((len(names) - 1) / len(names) * ((without - without.mean()) ** 2).sum())
+    return Estimate(value, value - half, value + half)
 
 
 def agreement_within(

@@ -13,13 +13,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .runs import CUT, clustered_result, standardisation, tokenizer_for
+from .runs import CUT, UNKNOWN, clustered_result, guesses_for, standardisation, tokenizer_for
 from .terminal import console, number, one_line_errors, print_rows
 
 
 def cards_command(
     run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`, after `spectro cluster`.")],
-    model: Annotated[str, typer.Option(help="Whose tokenizer reads the tokens; by default the measured model's.")] = "",
+    model: Annotated[
+        str, typer.Option(help="The measured model, where it is not found by itself: rules speak of its output.")
+    ] = "",
     examples: Annotated[int, typer.Option(help="Members to show of each cluster.", min=0)] = 12,
     seed: Annotated[int, typer.Option(help="Seed of the examples and of the halves that rules are fitted on.")] = 0,
     name_url: Annotated[
@@ -58,7 +60,10 @@ def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str
     result, found = clustered_result(run), open_clusters(run)
     tokenizer, missed = tokenizer_for(run, result, model)
     text = running_text(result, tokenizer)
-    described = room.cards(result, found, features=describe(text), **standardisation(run), examples=examples, seed=seed)
+    expected = guesses_for(run, result, model)
+    output = {} if expected is None else {"guesses": expected[0], "names": expected[1]}
+    features = describe(text, loss=result["loss"].values if "loss" in result else None, **output)
+    described = room.cards(result, found, features=features, **standardisation(run), examples=examples, seed=seed)
     if endpoint is not None:
         described = naming.name_cards(described, text, found.labels, endpoint, seed=seed)
     rules = [card.rule for card in described if card.rule is not None]
@@ -72,6 +77,7 @@ def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str
         "families": dict(Counter(card.family for card in described).most_common()),
         "seed": seed,
         "cut_characters": missed,
+        "guesses": expected is not None,
         "named_by": endpoint.model if endpoint else None,
     }
     about = f"{len(found.labels):,} tokens of {run.resolve().name}, of which {found.coverage:.0%} are in a cluster."
@@ -96,8 +102,9 @@ def _print_cards(found: list, summary: dict, run: Path) -> None:
         "rules": rules,
         "families": ", ".join(f"{family} {number}" for family, number in summary["families"].items()),
     }
-    if summary["cut_characters"]:
-        words["note"] = CUT
+    notes = {CUT: summary["cut_characters"], UNKNOWN: not summary["guesses"]}
+    if any(notes.values()):
+        words["note"] = "; ".join(note for note, holds in notes.items() if holds)
     print_rows(words)
     table = Table("cluster", "tokens", "precision", "recall", "label", box=None)
     for card in found[:12]:

@@ -99,3 +99,30 @@ def reader_of(run: Path, name: str):
             f"({measured['hash'][:12]}): name that one with --model"
         )
     return found, True
+
+
+UNKNOWN = "the measured model is not at hand, so no rule speaks of what it expects: name it with --model"
+"""What to say where a model is wanted and not there."""
+
+
+def guesses_for(run: Path, result, model: str):
+    """What the measured model expects at each token of a result, and how those tokens are called.
+
+    None if that model, or the windows that it was measured on, are not to be had.
+    """
+    import numpy as np
+
+    from ..dictionaries.windows import measured_windows
+    from ..model.guesses import guesses
+    from ..text.runningtext import token_names
+
+    try:
+        reader, measured = reader_of(run, model)
+        windows = measured_windows(result, reader) if measured else None
+    except (ValueError, ImportError, KeyError):
+        return None
+    if windows is None:
+        return None
+    place = np.unique(result["sequence"].values, return_inverse=True)[1] * (windows.length - 1)
+    found = guesses(reader, windows).take(place + result["position"].values - 1)
+    return found, {} if reader.tokens is None else token_names(reader.tokens, found.token)

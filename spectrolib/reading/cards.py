@@ -141,8 +141,9 @@ def cards(
         raise ValueError(
             f"the clusters are of {len(clustering.labels):,} tokens, the result has {len(chi):,}: cluster it again"
         )
+    loss = result["loss"].values if "loss" in result else None
     return for_labels(
-        features or describe(running_text(result, tokenizer)),
+        features or describe(running_text(result, tokenizer), loss=loss),
         clustering.labels,
         standardise(chi, rows=rows),
         result["component"].values.tolist(),
@@ -150,7 +151,7 @@ def cards(
         conductance=clustering.conductance,
         reliability=_reliability(result, rows),
         share=clustering.share,
-        loss=result["loss"].values if "loss" in result else None,
+        loss=loss,
         length=_lengths(result),
         examples=examples,
         seed=seed,
@@ -323,8 +324,8 @@ def rule_table(partitions: Mapping[str, Int[ndarray, " tokens"]], features: Feat
     """The rules of several partitions of the same tokens, a row for each cluster.
 
     Returns:
-        A `pandas.DataFrame` with partition, cluster, size, rule (text), precision and recall on the half that the rule
-        was not fitted on, each with _low and _high, f1, confident, and split. A cluster that gets no rule has NaN, f1
+        A `pandas.DataFrame` with partition, cluster, size, rule (text), precision and recall on halves that rules were
+        not fitted on, each with _low and _high, f1, confident, and split. A cluster that gets no rule has NaN, f1
         0, and is not confident.
     """
     import pandas as pd
@@ -408,6 +409,7 @@ def _read(card: dict) -> Card:
             tuple(math.nan if v is None else v for v in rule["fitted"]),
             tuple(rule["tested"]),
             rule["split"],
+            rule.get("halves", 0),  # of cards made before there was one
         ),
         "name": name and Name(name[0], name[1], _estimate(name[2])),
     }

@@ -169,13 +169,15 @@ def _rule(card: Card) -> str:
         return f'<p class="rule">{said}</p>'
     picked, members = rule.tested
     best = "" if rule.confident else f"Best rule, not confident: {_own(rule.text)}<br>"
+    alike = ("neither half alone leads", "one half alone leads", "either half alone leads")[rule.halves]
     how = (
-        f"Judged on the {rule.split}s that it was not fitted on: it picks {picked:,} tokens there, and {members:,} "
-        f"members are there. Where it was fitted: precision {rule.fitted[0]:.2f}, recall {rule.fitted[1]:.2f}."
+        f"A rule found on either half of the {rule.split}s picks tokens in the other: {picked:,} in all, where there "
+        f"are {members:,} members; {alike} to this very rule. Where it was fitted, on all: "
+        f"precision {rule.fitted[0]:.2f}, recall {rule.fitted[1]:.2f}."
     )
     return (
         f'<p class="rule" title="{how}">{best}Precision {_span(rule.precision)}, recall {_span(rule.recall)} '
-        f"<small>on {members:,} members that it was not fitted on</small></p>"
+        f"<small>on {rule.split}s that were not fitted on</small></p>"
     )
 
 
@@ -225,12 +227,12 @@ _PAGE = """<!doctype html>
 <h1>{title}</h1>
 <p>{about}</p>
 <details><summary>How to read a card</summary>
-<p>A card shows members drawn at random, the token marked. Its heading is a rule of one or two conditions, fitted on
-half of the documents. Precision is the share of members among the tokens that the rule picks in the other half, recall
-the share of the members there that it picks, each with its 95 % interval. A rule is confident if the intervals lie
-above {precision} and {recall}. Lift says how many times more often members meet a condition than the rest do. Mean
-responses are of standardised susceptibilities: negative is expression (the component supports the token), positive
-suppression.</p>
+<p>A card shows members drawn at random, the token marked. Its heading is a rule of one or two conditions. To judge it,
+a rule is found in the same way on either half of the documents, and picks tokens in the other. Precision is the share
+of members among those, recall the share of the members that are picked, each with its 95 % interval. A rule is
+confident if the intervals lie above {precision} and {recall}. Lift says how many times more often members meet a
+condition than the rest do. Mean responses are of standardised susceptibilities: negative is expression (the component
+supports the token), positive suppression.</p>
 <p>Keys: <kbd>/</kbd> search, <kbd>j</kbd> and <kbd>k</kbd> next and previous card, <kbd>Esc</kbd> clear.</p>
 </details>
 </header>

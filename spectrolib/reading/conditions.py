@@ -1,23 +1,25 @@
-"""What can be said of a token in its context from the text alone: the conditions that rules are made of.
+"""What can be said of a token in its context from the text, and from the model's output: what rules are made of.
 
 Every condition is a column of zeros and ones over the tokens, with words for it. No condition looks at a
 susceptibility, and none at what follows the token, with one exception: the structure of its line and its document
-(`lexing`) is guessed from the whole window.
+(`lexing`) is guessed from the whole window. Conditions on the output (`OUTPUT`) look at w* alone: the token's loss, and
+what the model expects in its place.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy import sparse
 
+from ..model.guesses import Guesses
 from ..text.runningtext import KEYWORDS, MISSING, RunningText
 
 
@@ -47,8 +49,17 @@ GROUPS = {
     "line": "indentation, and whether it comes first on its line",
     "repeat": "what came earlier in the window",
     "frequency": "rank of the token among all that were measured",
+    "loss": "the token's own loss",
+    "expected": "the token that the model holds for the likeliest there",
+    "certainty": "how sure the model is of it, and whether it is right",
 }
 """What conditions look at; a rule names its conditions in this order."""
+OUTPUT = ("loss", "expected", "certainty")
+"""Groups that need more than the text: what the model gives at w*."""
+LOSSES = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 6.0, 8.0)
+"""Nats that a token's loss may lie below or above."""
+SURE = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
+"""Probabilities of the likeliest token that may be reached or not."""
 WRITTEN_IN = {
     "python": "Python",
     "c": "C or a language like it",
@@ -103,16 +114,37 @@ class Features:
         return replace(self, matrix=self.matrix[:, chosen], conditions=tuple(self.conditions[i] for i in chosen))
 
 
-def describe(text: RunningText, min_count: int = 10) -> Features:
+def describe(
+    text: RunningText,
+    min_count: int = 10,
+    *,
+    loss: Float[ndarray, " tokens"] | None = None,
+    guesses: Guesses | None = None,
+    names: Mapping[int, str] | None = None,
+) -> Features:
     """Every condition of every token.
 
     Args:
         min_count: conditions that fewer tokens meet, or that all meet, are left out.
+        loss: of each token at w*, nats; without it no condition speaks of it.
+        guesses: what the model expects at each token (`model.guesses`), likewise.
+        names: how tokens are called that may be expected but stand nowhere in the text, by id; "token 7" where none is
+            given.
+
+    Raises:
+        ValueError: for another number of losses or guesses than tokens.
     """
     columns = _Columns(min_count)
     _name_tokens(text, columns)
     _name_structure(text, columns)
     _name_repeats(text, columns)
+    for what, values in (("losses", loss), ("guesses", None if guesses is None else guesses.token)):
+        if values is not None and len(values) != len(text):
+            raise ValueError(f"{len(text)} tokens need as many {what}, got {len(values)}")
+    if loss is not None:
+        _name_losses(loss, columns)
+    if guesses is not None:
+        _name_guesses(text, guesses, names or {}, columns)
     held = np.concatenate([rows for _, rows in columns.found]) if columns.found else np.zeros(0, dtype=np.int64)
     which = np.repeat(np.arange(len(columns.found)), [len(rows) for _, rows in columns.found])
     shape = len(text), len(columns.found)
@@ -217,6 +249,26 @@ def _name_repeats(text: RunningText, columns: _Columns) -> None:
     columns.mask("repeat", "ends a pair of tokens new to the window", ~follows)
     columns.mask("repeat", "same as the token before", (before >= 0) & (text.token_id == text.token_id[before]))
     columns.mask("repeat", "same as the token two before", (second >= 0) & (text.token_id == text.token_id[second]))
+
+
+def _name_losses(loss: Float[ndarray, " tokens"], columns: _Columns) -> None:
+    for nats in LOSSES:
+        columns.mask("loss", f"of loss below {nats:g} nats", loss < nats)
+        columns.mask("loss", f"of loss above {nats:g} nats", loss > nats)
+
+
+def _name_guesses(text: RunningText, guesses: Guesses, names: Mapping[int, str], columns: _Columns) -> None:
+    called = dict(names) | text.names
+    expected = np.array([called.get(i, f"token {i}") for i in guesses.token.tolist()], dtype=object)
+    columns.values("expected", expected, lambda v: f"where the model expects {v}")
+    columns.mask("certainty", "which the model expects", guesses.rank == 1)
+    columns.mask("certainty", "which the model does not expect", guesses.rank > 1)
+    for most in (5, 20, 100):
+        columns.mask("certainty", f"not among the {most} tokens that the model expects most", guesses.rank > most)
+        columns.mask("certainty", f"among the {most} tokens that the model expects most", guesses.rank <= most)
+    for least in SURE:
+        columns.mask("certainty", f"where the model is sure to {least:.0%} or more", guesses.probability >= least)
+        columns.mask("certainty", f"where the model is sure to less than {least:.0%}", guesses.probability < least)
 
 
 def _article(noun: str) -> str:

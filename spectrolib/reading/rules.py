@@ -1,9 +1,11 @@
 """What the members of a cluster share, and a readable rule for it, tested on documents that the rule never saw.
 
-A rule is one condition or two of `features`, such as "' the' · after ' of'". It is fitted on half of the documents and
-judged on the other half: *precision* is the share of members among the tokens that it picks there, *recall* the share
-of the members there that it picks. Tokens of one document are alike, so halves are halves of the documents, and
-intervals are made wide enough for tokens that come in documents, not one by one.
+A rule is one condition or two of `conditions`, such as "' the' · after ' of'". The one that is shown is fitted on all
+documents. To judge it, a rule is found in the same way on either half of the documents, and picks tokens in the other:
+so no document has a say in the rule that is judged on it, and all are judged (cross-fitting). *Precision* is the share
+of members among the tokens that are picked, *recall* the share of the members that are. Tokens of one document are
+alike, so halves are halves of the documents, and intervals are made wide enough for tokens that come in documents, not
+one by one.
 
 The paper reads its clusters by eye and by a language model [S]; these rules, and their scores, are ours.
 """
@@ -29,6 +31,9 @@ READABLE = (0.5, 0.2)
 LEADING, LISTED, GAIN, FEWEST = 40, 6, 0.03, 5
 """Conditions that pairs are built on; tokens that a condition may list; F1 on the fitted half that a longer rule must
 gain; members that each half must hold."""
+
+LISTS = {"token": "", "before": "after ", "expected": "where the model expects "}
+"""Groups whose tokens a condition may list, and the words before such a list."""
 
 
 # Intervals -----------------------------------------------------------------------------------------------------------
@@ -104,19 +109,22 @@ def shared(features: Features, member: Bool[ndarray, " n"], most: int = 8, least
 
 @dataclass(frozen=True)
 class Rule:
-    """One or two conditions that pick the members of a cluster, judged on documents they were not fitted on."""
+    """One or two conditions that pick the members of a cluster, judged on documents that they were not fitted on."""
 
     conditions: tuple[str, ...]
+    """Fitted on all documents."""
     precision: Estimate
-    """Share of members among the tokens that it picks."""
+    """Share of members among the tokens that the rule of either half picks in the other."""
     recall: Estimate
-    """Share of the members that it picks."""
+    """Share of the members that are picked so."""
     fitted: tuple[float, float]
-    """Precision and recall on the half that it was fitted on: too optimistic, for it was chosen there."""
+    """Precision and recall of the conditions where they were fitted: too optimistic, for they were chosen there."""
     tested: tuple[int, int]
-    """How many tokens it picks in the half that it is judged on, and how many members this has."""
+    """How many tokens are picked for the judgement, and how many members there are."""
     split: str
     """What was dealt to halves: "document", or "window" where too few documents hold members."""
+    halves: int = 0
+    """How many of the two halves alone lead to these very conditions."""
 
     @property
     def text(self) -> str:
@@ -147,19 +155,20 @@ def rules(features: Features, labels: Int[ndarray, " n"], *, seed: int = 0) -> l
     the first deal that gives both halves a third of its members; a cluster that none suits takes a deal of windows, and
     if again none does, as for members that are all in one window, it gets no rule: None.
 
-    The best F1 on the fitted half wins, each count of hits lowered by its square root, among conditions, lists of up
-    to six tokens ("one of ..."), and pairs of these with a condition; a list, and a pair, must gain 0.03.
+    The best F1 where a rule is fitted wins, each count of hits lowered by its square root, among conditions, lists of
+    up to six tokens ("one of ..."), and pairs of these with a condition; a list, and a pair, must gain 0.03.
 
     Raises:
         ValueError: for another number of labels than tokens.
     """
     labels = check_labels(labels, len(features.text))
-    halves = [_Half(features, unit, fit) for unit, fit in deals(features.text, seed)]
+    whole = _Part(features, np.ones(len(labels), dtype=bool))
+    dealt = [_Deal(features, unit, fit, whole) for unit, fit in deals(features.text, seed)]
     found: list[Rule | None] = []
     for cluster in range(int(labels.max(initial=-1)) + 1):
         member = labels == cluster
-        half = next((half for half in halves if half.suits(member)), None)
-        found.append(half.rule(member) if half else None)
+        deal = next((deal for deal in dealt if deal.suits(member)), None)
+        found.append(deal.rule(member) if deal and features.conditions else None)
     return found
 
 
@@ -172,7 +181,7 @@ def check_labels(labels: Int[ndarray, " n"], tokens: int) -> Int[ndarray, " n"]:
 
 
 def deals(text: RunningText, seed: int = 0, times: int = 8) -> Iterator[tuple[str, Bool[ndarray, " n"]]]:
-    """Ways to divide documents, and then windows, into halves: which of the two, and the mask of the half to fit on."""
+    """Ways to divide documents, and then windows, into halves: which of the two, and the mask of the first half."""
     rng = np.random.default_rng(seed)
     for unit, names in (("document", text.document), ("window", text.sequence)):
         _, first, index = np.unique(names, return_index=True, return_inverse=True)
@@ -198,16 +207,43 @@ class _Pick:
     f1: float
 
 
-class _Half:
-    """One way to deal tokens to halves, and the counts of its fitted half that do not depend on a cluster."""
+class _Deal:
+    """One way to deal tokens to halves, of which each judges what is fitted on the other."""
 
-    def __init__(self, features: Features, unit: str, fit: Bool[ndarray, " n"]):
-        self.features, self.unit, self.fit = features, unit, fit
+    def __init__(self, features: Features, unit: str, first: Bool[ndarray, " n"], whole: _Part):
+        self.unit, self.whole = unit, whole
+        self.halves = _Part(features, first), _Part(features, ~first)
 
     def suits(self, member: Bool[ndarray, " n"]) -> bool:
         """Whether either half holds enough of the members."""
-        least = min(int((member & self.fit).sum()), int((member & ~self.fit).sum()))
+        least = min(int((member & half.fit).sum()) for half in self.halves)
         return least >= max(FEWEST, int(member.sum()) / 3)
+
+    def rule(self, member: Bool[ndarray, " n"]) -> Rule:
+        """The best rule of all tokens, judged by those of the halves."""
+        shown, own = self.whole.best(member).parts, [half.best(member).parts for half in self.halves]
+        picked = np.zeros(len(member), dtype=bool)
+        for half, parts in zip(self.halves, own, strict=True):
+            picked |= half.picks(parts) & ~half.fit
+        text, fitted = self.whole.features.text, self.whole.picks(shown)
+        groups = text.documents if self.unit == "document" else text.windows
+        said = self.whole.say(shown)
+        return Rule(
+            said,
+            proportion(member[picked], groups[picked]),
+            proportion(picked[member], groups[member]),
+            (float(member[fitted].mean()) if fitted.any() else math.nan, float(fitted[member].mean())),
+            (int(picked.sum()), int(member.sum())),
+            self.unit,
+            sum(self.whole.say(parts) == said for parts in own),
+        )
+
+
+class _Part:
+    """Tokens to fit rules on, and their counts that do not depend on a cluster."""
+
+    def __init__(self, features: Features, fit: Bool[ndarray, " n"]):
+        self.features, self.fit = features, fit
 
     @cached_property
     def matrix(self):
@@ -222,34 +258,23 @@ class _Half:
         """How many tokens meet both of two conditions."""
         return (self.matrix.T @ self.matrix).tocsr()
 
-    def rule(self, member: Bool[ndarray, " n"]) -> Rule | None:
-        """The best rule of the fitted half, judged on the other."""
-        if not self.features.conditions:
-            return None
-        parts = sorted(self.best(member).parts, key=self._rank)
-        picked = np.logical_and.reduce([self._any(part) for part in parts])
-        text, test = self.features.text, ~self.fit
-        groups = text.documents if self.unit == "document" else text.windows
-        chosen, mine = test & picked, test & member
-        fitted, fitted_members = self.fit & picked, self.fit & member
-        return Rule(
-            tuple(self._say(part) for part in parts),
-            proportion(member[chosen], groups[chosen]),
-            proportion(picked[mine], groups[mine]),
-            (float(member[fitted].mean()) if fitted.any() else math.nan, float(picked[fitted_members].mean())),
-            (int(chosen.sum()), int(mine.sum())),
-            self.unit,
-        )
+    def picks(self, parts: Sequence[Sequence[int]]) -> Bool[ndarray, " n"]:
+        """Where a candidate holds, among all tokens."""
+        return np.logical_and.reduce([self._any(part) for part in parts])
+
+    def say(self, parts: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """A candidate in words, its conditions in the order of their groups."""
+        return tuple(self._say(part) for part in sorted(parts, key=self._rank))
 
     def best(self, member: Bool[ndarray, " n"]) -> _Pick:
-        """The candidate with the best F1 on the fitted half."""
+        """The candidate with the best F1."""
         mine = self.matrix[np.flatnonzero(member[self.fit])]
         size = mine.shape[0]
         hits = np.asarray(mine.sum(axis=0))
         single = self._f1(hits, size, self.totals)
         order = np.argsort(-single, kind="stable")[:LEADING]
         best = _Pick(((int(order[0]),),), float(single[order[0]]))
-        lists = [chosen for name in ("token", "before") if len(chosen := self._list(name, hits, size)) > 1]
+        lists = [chosen for name in LISTS if len(chosen := self._list(name, hits, size)) > 1]
         first = [(int(i),) for i in order] + lists
         # tokens that meet two conditions, for every first one and every second one: members, and all
         both = np.vstack([(mine[:, order].T @ mine).toarray(), *(self._met_with(mine, part) for part in lists)])
@@ -296,5 +321,4 @@ class _Half:
         chosen: list[Condition] = [self.features.conditions[i] for i in part]
         if len(chosen) == 1:
             return chosen[0].text
-        after = "after " if chosen[0].group == "before" else ""
-        return f"{after}one of {', '.join(condition.value for condition in chosen)}"
+        return f"{LISTS[chosen[0].group]}one of {', '.join(condition.value for condition in chosen)}"

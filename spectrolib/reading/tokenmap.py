@@ -284,6 +284,7 @@ def _clusters(clustering: Clustering, positions: ndarray, cards: Iterable[Card])
         "colour": _separating(_middles(positions, clustering.labels, len(sizes))).tolist(),
         "label": label,
         "family": family,
+        **({} if clustering.share is None else {"share": [float(f"{value:.4g}") for value in clustering.share]}),
     }
 
 

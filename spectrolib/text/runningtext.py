@@ -173,15 +173,7 @@ class RunningText:
     @cached_property
     def names(self) -> dict[int, str]:
         """How each token is called in a condition, by id: its text as Python writes it, or its bytes."""
-        names: dict[int, str] = {}
-        for i, piece in zip(self.token_id.tolist(), self.pieces, strict=True):
-            if i not in names:
-                try:
-                    names[i] = _called(piece.decode())
-                except UnicodeDecodeError:
-                    names[i] = "bytes " + piece.hex(" ")
-        called = Counter(names.values())
-        return {i: name if called[name] == 1 else f"{name} (token {i})" for i, name in names.items()}
+        return _names(dict(zip(self.token_id.tolist(), self.pieces, strict=True)))
 
     def families(self) -> ndarray:
         """(n,) one of `FAMILIES` for each token, by what it is and where it stands."""
@@ -212,6 +204,26 @@ def running_text(result, tokenizer=None) -> RunningText:
                 raise ValueError(f"the tokenizer is not the measured model's: it reads {piece!r} where {said!r} stands")
     named = (np.asarray(result[name].values, dtype=str).astype(object) for name in ("domain", "document"))
     return RunningText(pieces, ids, result["sequence"].values, result["position"].values, *named)
+
+
+def token_names(tokenizer, ids: Int[ndarray, " n"]) -> dict[int, str]:
+    """How tokens are called in a condition (`RunningText.names`), whether they stand in a text or not.
+
+    Raises:
+        ValueError: as `token_bytes`.
+    """
+    return _names(token_bytes(tokenizer, ids))
+
+
+def _names(pieces: Mapping[int, bytes]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for i, piece in pieces.items():
+        try:
+            names[i] = _called(piece.decode())
+        except UnicodeDecodeError:
+            names[i] = "bytes " + piece.hex(" ")
+    called = Counter(names.values())
+    return {i: name if called[name] == 1 else f"{name} (token {i})" for i, name in names.items()}
 
 
 def _decode(text: bytes) -> str:

@@ -241,3 +241,67 @@ def test_the_correlation_without_noise_is_the_planted_one_though_halves_share_th
 def test_what_makes_no_sense_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# What a card promises ------------------------------------------------------------------------------------------------
+
+
+def crowd(rng, shares, members=20):
+    """Clusters of so many tokens, each of which comes back with its own probability, else falls into single tokens."""
+    reference = np.repeat(np.arange(len(shares)), members)
+    came = rng.random(len(shares)) < shares
+    return reference, np.where(came[reference], reference, -1), rng.integers(0, 40, len(reference)), came
+
+
+def test_promises_that_are_kept_and_promises_that_are_not():
+    rng = np.random.default_rng(3)
+    shares = np.repeat([0.5, 0.8, 1.0], 80)
+    reference, other, documents, came = crowd(rng, shares)
+    every, *levels = robustness.promises(shares, reference, other, documents)
+    assert every["clusters"] == 240 and every["came back"][0] == came.mean()
+    assert every["difference"][0] == pytest.approx(came.mean() - shares.mean())
+    assert every["difference"][1] < 0 < every["difference"][2]
+    assert [level["share"] for level in levels] == pytest.approx([0.5, 0.8, 1.0])
+    for level, own in zip(levels, came.reshape(3, 80), strict=True):
+        value, low, high = level["came back"]
+        assert value == own.mean() and low < level["share"] <= high and low < value <= high
+    assert levels[2]["came back"][1] < 0.97  # all came back, and still no certainty
+    reference, other, documents, _ = crowd(rng, np.full(240, 0.6))
+    assert robustness.promises(np.full(240, 0.9), reference, other, documents)[0]["difference"][2] < -0.15
+    assert robustness.promises(shares, reference, np.full(4800, -1), documents)[0]["came back"][0] == 0
+    with pytest.raises(ValueError, match="240 clusters need as many shares, got 3"):
+        robustness.promises(np.ones(3), reference, other, documents)
+
+
+def test_survival_in_sampled_documents_by_repeated_tokens():
+    rng = np.random.default_rng(1)
+    reference, documents = np.repeat(np.arange(12), 15), rng.integers(0, 6, 180)
+    other = np.where(rng.random(180) < 0.6, reference, -1)
+    other[rng.random(180) < 0.1] = 3
+    found = robustness._survived_in_samples(reference, other, documents, 20, np.random.default_rng(5))
+    weight = np.random.default_rng(5).multinomial(6, np.full(6, 1 / 6), size=20)
+    for own, drawn in zip(found, weight, strict=True):
+        again = np.repeat(np.arange(180), drawn[documents])
+        truth = robustness.survival(reference[again], other[again])
+        present = np.unique(reference[again])
+        np.testing.assert_array_equal(own[present], truth.survived)
+    assert 0.2 < found.mean() < 0.98
+
+
+def test_the_rand_index_has_the_spread_of_other_windows():
+    """The jackknife's interval is as wide as the index varies over fresh texts of as many windows."""
+    rng = np.random.default_rng(2)
+    windows = np.repeat(np.arange(20), 20)
+
+    def text():
+        first = np.repeat(rng.integers(0, 4, (20, 4)), 5)
+        moved = np.repeat(rng.random(20) < 0.4, 20)  # whole windows agree, or do not
+        return first, np.where(moved, rng.integers(0, 4, 400), first)
+
+    found = [robustness.agreement_by_window(*text(), windows) for _ in range(40)]
+    values = np.array([one.value for one in found])
+    width = np.mean([one.high - one.low for one in found]) / (2 * robustness.NORMAL)
+    assert 0.7 < width / values.std() < 1.4
+    assert np.mean([one.low <= values.mean() <= one.high for one in found]) > 0.85
+    with pytest.raises(ValueError, match="two windows at least"):
+        robustness.agreement_by_window(*text(), np.zeros(400))

@@ -195,7 +195,13 @@ def test_resolved_rows_are_the_default_where_there_are_channels(tmp_path):
     found, summary = store.open_clusters(out), json.loads((out / "clusters.json").read_text())
     assert summary["settings"]["rows"] == "resolved" and summary["share"] == found.share.tolist()
     assert len(found.share) == len(found.sizes) > 0 and (found.share >= 0.5).all()
-    command("cards", out)
+    assert "not at hand" not in command("cards", out)
+    result = store.open_result(out)
+    expected, names = runs.guesses_for(out, result, "")
+    np.testing.assert_array_equal(expected.rank == 1, expected.token == result["token_id"].values)
+    right = expected.rank == 1
+    np.testing.assert_allclose(np.exp(-result["loss"].values[right]), expected.probability[right], rtol=1e-4)
+    assert set(expected.token.tolist()) == set(names)
     cards = json.loads((out / "cards.json").read_text())["cards"]
     assert [card["share"] for card in cards] == found.share.tolist()
     assert all(card["loss"] >= 0 and card["length"] > 0 for card in cards)

@@ -6,7 +6,8 @@ import cardmaking
 import numpy as np
 import pytest
 
-from spectrolib.reading.conditions import GROUPS, describe
+from spectrolib.model.guesses import Guesses
+from spectrolib.reading.conditions import GROUPS, OUTPUT, describe
 from spectrolib.text.runningtext import running_text
 
 
@@ -110,3 +111,28 @@ def test_frequency_ranks():
         f" w{i}" for i in range(10)
     }
     np.testing.assert_array_equal(features.column(named["token ranked 11 to 100 by frequency"]), ~frequent)
+
+
+def test_conditions_on_the_output_by_brute_force():
+    text = running_text(cardmaking.random_result(count=30, length=40))
+    rng, n = np.random.default_rng(0), len(text)
+    loss = rng.exponential(size=n)
+    expected = np.where(rng.random(n) < 0.5, text.token_id, 10**6)
+    output = Guesses(expected, rng.random(n), np.where(expected == text.token_id, 1, 40))
+    features = describe(text, loss=loss, guesses=output, names={10**6: "' wanted'"})
+    column = {condition.text: features.column(i) for i, condition in enumerate(features.conditions)}
+    np.testing.assert_array_equal(column["of loss below 0.3 nats"], loss < 0.3)
+    np.testing.assert_array_equal(column["of loss above 2 nats"], loss > 2)
+    np.testing.assert_array_equal(column["where the model expects ' wanted'"], expected == 10**6)
+    the = next(i for i, name in text.names.items() if name == "' the'")
+    np.testing.assert_array_equal(column["where the model expects ' the'"], expected == the)
+    np.testing.assert_array_equal(column["which the model expects"], expected == text.token_id)
+    np.testing.assert_array_equal(
+        column["not among the 20 tokens that the model expects most"], expected != text.token_id
+    )
+    np.testing.assert_array_equal(column["where the model is sure to 90% or more"], output.probability >= 0.9)
+    assert not set(OUTPUT) & {condition.group for condition in describe(text).conditions}
+    plain = describe(text, loss=loss, guesses=output)
+    assert "where the model expects token 1000000" in [condition.text for condition in plain.conditions]
+    with pytest.raises(ValueError, match="1200 tokens need as many losses, got 3"):
+        describe(text, loss=np.ones(3))

@@ -78,19 +78,25 @@ def test_a_planted_reason_is_found_and_scored_as_by_hand(features):
     (rule,) = rules.rules(features, np.where(member, 0, -1), seed=5)
     assert rule.conditions == ("' the'", "after ' of'") and rule.text == "' the' · after ' of'"
     assert rule.split == "document" and rule.confident
-    size = member.sum()
-    for unit, fit in rules.deals(text, 5):
-        if unit == "document" and min((member & fit).sum(), (member & ~fit).sum()) >= max(5, size / 3):
-            break
-    hits = sum(1 for i in range(len(text)) if not fit[i] and truth[i] and member[i])
-    picked = sum(1 for i in range(len(text)) if not fit[i] and truth[i])
-    members = sum(1 for i in range(len(text)) if not fit[i] and member[i])
+    assert rule.halves == 2  # so that the planted reason itself is judged, on either half
+    hits, picked, members = (truth & member).sum(), truth.sum(), member.sum()
     assert rule.tested == (picked, members)
     assert rule.precision.value == pytest.approx(hits / picked)
     assert rule.recall.value == pytest.approx(hits / members)
     assert rule.f1 == pytest.approx(2 * hits / (picked + members))
-    fitted = (truth & member & fit).sum()
-    assert rule.fitted == pytest.approx((fitted / (truth & fit).sum(), fitted / (member & fit).sum()))
+    assert rule.fitted == pytest.approx((hits / picked, hits / members))
+
+
+def test_no_token_is_judged_by_a_rule_that_saw_its_document(features):
+    """Members are ' cat' in one half of the documents and ' dog' in the other: the halves' rules pick none of them."""
+    words = np.array([piece.decode() for piece in features.text.pieces])
+    _, first = next(rules.deals(features.text, 0))
+    member = np.where(first, words == " cat", words == " dog")
+    (rule,) = rules.rules(features, np.where(member, 0, -1))
+    picked = np.where(first, words == " dog", words == " cat")
+    assert rule.tested == (picked.sum(), member.sum()) and rule.halves == 0
+    assert (rule.precision.value, rule.recall.value) == (0, 0) and not rule.confident
+    assert rule.fitted[1] > 0.5  # where it was fitted it looks good
 
 
 def test_a_list_of_tokens_is_found(features):
@@ -122,7 +128,7 @@ def test_the_best_of_all_pairs_by_brute_force(features):
     text = few.text
     member = cardmaking.noisy(planted(text), 0.9, 0.5, seed=3)
     _, fit = next(rules.deals(text, 0))
-    best = rules._Half(few, "document", fit).best(member)
+    best = rules._Part(few, fit).best(member)
     columns = [few.column(i) & fit for i in range(len(few.conditions))]
     assert len(columns) <= rules.LEADING
 

@@ -10,11 +10,14 @@ other of its probe windows. So compare them with the rows that half of the book'
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from spectrolib.model.activations import untrained
 from spectrolib.model.loading import LanguageModel, load_model
@@ -39,13 +42,34 @@ def plans(folder: Path, profile: str = "book") -> dict[str, Plan]:
 
 def shuffled(model: LanguageModel, folder: Path, seed: int = 0) -> LanguageModel:
     """The model with the entries of each tensor shuffled, as a folder in the hub's format."""
+    return _with_weights(model, folder, "weights shuffled", lambda: untrained(model, seed).weights)
+
+
+def initial(model: LanguageModel, folder: Path, seed: int = 0) -> LanguageModel:
+    """The model as it might have begun, as a folder in the hub's format.
+
+    Matrices are Normal(0, 0.02), biases zero, gains of norms one: GPT-NeoX's plain start. (The bundled model was
+    trained from projections of zero, where most gradients vanish.)
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(weight: Tensor, name: str) -> Tensor:
+        if weight.ndim > 1:
+            return torch.randn(weight.shape, generator=generator) * 0.02
+        return torch.ones_like(weight) if name.endswith("weight") else torch.zeros_like(weight)
+
+    make = lambda: {name: drawn(weight, name) for name, weight in model.weights.items()}  # noqa: E731
+    return _with_weights(model, folder, "weights drawn anew", make)
+
+
+def _with_weights(model: LanguageModel, folder: Path, what: str, make: Callable[[], Mapping]) -> LanguageModel:
+    """The model with other weights, which are made unless the folder holds them."""
     if not (folder / "model.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(model.config))
         model.tokens.save(str(folder / "tokenizer.json"))
-        weights = untrained(model, seed).weights
-        save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, folder / "part")
+        save_file({name: tensor.half().contiguous() for name, tensor in make().items()}, folder / "part")
         (folder / "part").rename(folder / "model.safetensors")
     made = load_model(str(folder))
-    made.name = f"{model.name}, weights shuffled"
+    made.name = f"{model.name}, {what}"
     return made
