@@ -41,8 +41,8 @@ def info_command(run: Annotated[Path, typer.Argument(help="Run folder of `spectr
                 "state": f"{done} of {total} tasks are done{begun}",
             },
         )
-        if (run / "result.zarr").exists() and not first_order:
-            _print_diagnostics(console(), open_result(run))
+        if (run / "result.zarr").exists() and "loss_rise" in (result := open_result(run)):
+            _print_diagnostics(console(), result)
 
 
 def _print_diagnostics(terminal: Console, result) -> None:
