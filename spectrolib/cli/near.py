@@ -14,7 +14,7 @@ from .runs import CUT, clustered_result, standardisation, tokenizer_for
 from .terminal import console, one_line_errors, print_rows
 
 if TYPE_CHECKING:
-    from ..text.runningtext import RunningText
+    pass
 
 LISTED = 5
 """Places of a context that are listed."""
@@ -28,8 +28,8 @@ def near_command(
     rows: Annotated[
         str,
         typer.Option(
-            help="resolved: 1 - cosine over all channels. paper: Euclidean over one number a component, standardised as "
-            "`spectro cluster` did.",
+            help="resolved: 1 - cosine over all channels. paper: Euclidean over one number a component, "
+            "standardised as `spectro cluster` did.",
             show_default="resolved, where the run has channels",
         ),
     ] = "",
@@ -91,14 +91,14 @@ def _print_near(found: dict) -> None:
         words["halves"] = "none: a run of 2 chains or more, or to first order, would tell how sure these are"
     else:
         words["halves"] = (
-            f"{round(found['shared'] * count)} of the {count} nearest by one half of the {halves} are among the {count} "
-            f"nearest by the other (by chance {found['chance'] * count:.2g}); the table has distance and rank by "
-            "either half"
+            f"{round(found['shared'] * count)} of the {count} nearest by one half of the {halves} are among the "
+            f"{count} nearest by the other (by chance {found['chance'] * count:.2g}); the table has distance and "
+            "rank by either half"
         )
-    if found["length"] < QUIET:
-        words["note"] = f"this token's row is short ({found['length']:.2g} of the usual length): noise rules its neighbours"
-    elif found["cut_characters"]:
-        words["note"] = CUT
+    notes = [f"a short row ({found['length']:.2g} of the usual length): noise rules what is near"]
+    notes = (notes if found["length"] < QUIET else []) + ([CUT] if found["cut_characters"] else [])
+    if notes:
+        words["note"] = "; ".join(notes)
     print_rows(words)
     console().print(_table(found["neighbours"]))
 

@@ -51,14 +51,14 @@ def _plan_in_words(found: dict) -> dict[str, str]:
     team = f"teams of {s['members']}" if s["members"] > 1 else "no teams"
     listed = lambda values: ", ".join(f"{name} {value:.0%}" for name, value in values.items() if value >= 0.005)  # noqa: E731
     whole = sum(found["operations_by_kind"].values())
-    needed, card = sum(found["memory"].values()), found["card_memory"]
+    needed, card, here = sum(found["memory"].values()), found["card_memory"], found["processor"]
     return {
         "model": f"{found['model']}: {found['parameters']:,} weights, {found['components']} components and the whole",
         "work": f"{found['tokens']:,} probe tokens and {s['loss_tokens']:,} for L(w); {s['chains']} chains ({team}) x "
         f"{s['draws']} draws, {s['steps_between_draws']} steps apart, batches of {s['batch_size']} x {s['length']}",
         "operations": f"{found['operations']:.3g} in {found['tasks']} tasks; {listed(found['share'])} of the time",
         "by component": listed({name: part / whole for name, part in found["operations_by_kind"].items()}),
-        "time": f"about {duration(found['processor']['seconds'])} on {found['processor']['cores']} cores of this machine",
+        "time": f"about {duration(here['seconds'])} on {here['cores']} cores of this machine",
         "on a card": hours_in_words(
             hours["assumed"], hours["low"], hours["high"], found["card"], found["precision"], found["efficiency"]
         ),

@@ -15,8 +15,8 @@ groups, in which windows of all observables are laid end to end,
     /susceptibilities   sus (sus_flat, wr); of each row dataset_id, batch, target_position; wr names the components
     /context            input_ids (ctx_flat); of each token dataset_id, batch, position; position 0 is the first token
 
-and in both an attribute dataset_id_to_name. Only `devinterp.slt.susceptibilities` knows the layout: there is no class of
-that name, and no function of theirs that reads or writes a file of it; what we write opens with `xarray.open_datatree`.
+and in both an attribute dataset_id_to_name. Only `devinterp.slt.susceptibilities` knows the layout: there is no class
+of that name, and no function of theirs reads or writes a file of it; what we write opens with `xarray.open_datatree`.
 It has no place for error bars, halves, channels, documents or the text of tokens: these stay behind.
 
 Both libraries estimate χ = -( mean_C[g d] - mean_C[g] mean_F[d] ) with g = L(w) - L(w*), d = l_xy - L(w), so that the
@@ -354,7 +354,9 @@ def read_susceptibilities(tree, *, tokenizer=None, model: str = "unknown"):
     places = np.stack([dataset, batch, position])
     predicted, first = _tokens_at(context, places), _tokens_at(context, np.stack([dataset, batch, 0 * position]))
     if not set(np.unique(dataset)) <= set(range(len(origin))):
-        raise ValueError(f"dataset_id names {len(origin)} observables, but it goes from {dataset.min()} to {dataset.max()}")
+        raise ValueError(
+            f"dataset_id names {len(origin)} observables, but it goes from {dataset.min()} to {dataset.max()}"
+        )
     text = {int(i): tokenizer.decode([int(i)]) if tokenizer else str(i) for i in np.unique(predicted)}
     _, sequence = np.unique(places[:2], axis=1, return_inverse=True)
     domain = np.array([origin[int(i)] for i in dataset], dtype=object)
@@ -478,10 +480,11 @@ def susceptibility_tree(result, first_tokens: Int[ndarray, " windows"] | None = 
 
 
 def write_susceptibilities(result, path: str | Path, first_tokens: Int[ndarray, " windows"] | None = None) -> Path:
-    """`susceptibility_tree` as a Zarr store, whole or not at all; ``xarray.open_datatree(path, engine="zarr")`` reads it.
+    """`susceptibility_tree` as a Zarr store, whole or not at all.
 
-    Names of components have a length of their own there, which the Zarr specification holds; devinterp's tree, saved
-    as it is, has them in a fixed length, which it does not.
+    ``xarray.open_datatree(path, engine="zarr", consolidated=False)`` reads it. Names of components are text of
+    any length there, which the Zarr specification holds; a tree of theirs that is saved as it is has them in a fixed
+    length, which the specification does not hold.
 
     Args:
         path: of the store; it must not be there.

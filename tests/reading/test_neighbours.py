@@ -133,11 +133,13 @@ def test_the_last_token_of_a_context_is_meant(context, rows):
 
 def test_a_context_that_is_nowhere_says_what_is():
     text = running_text(cardmaking.result(TEXT))
-    with pytest.raises(ValueError, match=r"'else:\\n    return' stands nowhere in the 2 windows; its end ':\\n    return'"):
+    with pytest.raises(
+        ValueError, match=r"'else:\\n    return' stands nowhere in the 2 windows; its end ':\\n    return'"
+    ):
         find_tokens(text, "else:\n    return")
     with pytest.raises(ValueError, match="'Ж' stands nowhere in the 2 windows; nor does its last character, 'Ж'"):
         find_tokens(text, "Ж")
-    with pytest.raises(ValueError, match="number of a token, 0 to 11$"):
+    with pytest.raises(ValueError, match=r"number of a token, 0 to 11$"):
         find_tokens(text, " xreturn")  # across two windows
     with pytest.raises(ValueError, match="the context is empty"):
         find_tokens(text, "")

@@ -194,7 +194,9 @@ def test_their_tree_comes_back_as_it_was(made, tmp_path):
         for group in ("susceptibilities", "context"):
             mine, original = again[group].to_dataset(), made[1][group].to_dataset()
             xr.testing.assert_identical(mine, original)
-            assert {n: v.dtype for n, v in mine.variables.items()} == {n: v.dtype for n, v in original.variables.items()}
+            assert {n: v.dtype for n, v in mine.variables.items()} == {
+                n: v.dtype for n, v in original.variables.items()
+            }
 
 
 def of_any_lengths():
@@ -217,7 +219,7 @@ def of_any_lengths():
 
 @pytest.mark.filterwarnings("error")
 def test_windows_of_any_length_go_to_a_store_and_come_back(tmp_path):
-    """Written out by hand, for the layout of `devinterp.slt.susceptibilities._build_output`; nobody warns of anything."""
+    """Written out by hand, for the layout of `devinterp.slt.susceptibilities`; nobody warns of anything."""
     result = of_any_lengths()
     path = devinterp.write_susceptibilities(result, tmp_path / "deep" / "table.zarr")
     assert [file.name for file in path.parent.iterdir()] == ["table.zarr"]
@@ -257,7 +259,12 @@ def test_their_builder_makes_the_same_tree_of_windows_of_two_lengths():
 
 def test_a_table_alone_can_be_described_and_asked(made, tmp_path):
     run = str(devinterp.save_run(devinterp.read_susceptibilities(made[1]), tmp_path / "run"))
-    for command in (("cluster", run, "--k", "10", "--min-size", "5"), ("info", run), ("cards", run), ("near", run, "3")):
+    for command in (
+        ("cluster", run, "--k", "10", "--min-size", "5"),
+        ("info", run),
+        ("cards", run),
+        ("near", run, "3"),
+    ):
         done = CliRunner().invoke(cli.app, list(command))
         assert done.exit_code == 0, (command, done.output, done.exception)
 
@@ -271,12 +278,18 @@ def test_damaged_tables_are_named(tmp_path):
         return found
 
     for broken, message in [
-        (changed("context", lambda d: d.isel(ctx_flat=slice(0, 4))), "no token of the context stands at dataset, batch"),
+        (
+            changed("context", lambda d: d.isel(ctx_flat=slice(0, 4))),
+            "no token of the context stands at dataset, batch",
+        ),
         (changed("context", lambda d: d.drop_vars("position")), "its group 'context' has no position"),
         (changed("susceptibilities", lambda d: d.rename(sus="chi")), "its group 'susceptibilities' has no sus"),
         (changed("susceptibilities", lambda d: d.assign_attrs(dataset_id_to_name=["code"])), "names 1 observables"),
         (changed("context", lambda d: xr.Dataset(d.variables)), "'context' has no dataset_id_to_name"),
-        (changed("susceptibilities", lambda d: d.isel(sus_flat=slice(0))), "group 'susceptibilities' of this tree is empty"),
+        (
+            changed("susceptibilities", lambda d: d.isel(sus_flat=slice(0))),
+            "group 'susceptibilities' of this tree is empty",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             devinterp.read_susceptibilities(broken)
