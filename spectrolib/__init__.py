@@ -46,6 +46,7 @@ _ROOM = {
     "matching": "dictionaries.matching",
     "modes": "modes",
     "naming": "reading.naming",
+    "neighbours": "reading.neighbours",
     "pagerank": "pagerank",
     "posterior": "posterior",
     "profiles": "run.profiles",

@@ -1,5 +1,5 @@
 """The command line, a module for each command: ``spectro measure``, ``info``, ``cluster``, ``cards``, ``map``,
-``match``, ``plan`` and ``tune``.
+``near``, ``match``, ``plan`` and ``tune``.
 
 Errors that the user can mend are one line on stderr: exit code 2 for bad input, 1 where a run failed, 130 after Ctrl-C.
 """
@@ -16,6 +16,7 @@ from .info import info_command
 from .map import map_command
 from .match import match_command
 from .measure import measure_command
+from .near import near_command
 from .plan import plan_command
 from .terminal import speak_plainly
 from .tune import tune_command
@@ -27,6 +28,7 @@ _COMMANDS = (
     cluster_command,
     cards_command,
     map_command,
+    near_command,
     match_command,
     plan_command,
     tune_command,

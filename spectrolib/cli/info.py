@@ -41,10 +41,8 @@ def info_command(run: Annotated[Path, typer.Argument(help="Run folder of `spectr
                 "state": f"{done} of {total} tasks are done{begun}",
             },
         )
-        if (run / "result.zarr").exists():
-            result = open_result(run)
-            if "loss_rise" in result:  # not to first order, nor of a finished table from elsewhere
-                _print_diagnostics(console(), result)
+        if (run / "result.zarr").exists() and "loss_rise" in (result := open_result(run)):
+            _print_diagnostics(console(), result)
 
 
 def _print_diagnostics(terminal: Console, result) -> None:

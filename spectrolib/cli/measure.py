@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .info import reliability
+from .plan import hours_in_words
 from .terminal import duration, one_line_errors, print_rows
 
 if TYPE_CHECKING:
@@ -189,11 +190,13 @@ def plan_for(constants: Profile, changes: dict, model: LanguageModel, texts: dic
 
 def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
     from ..run.bank import bank_bytes
-    from ..run.cost import Work, bytes_text, disk, need, of
+    from ..run.cost import CARDS, EFFICIENCY, Work, bytes_text, disk, hours_of, need, of
     from ..run.workers import available_cores
 
     s, shape, counted, shards = plan.settings, plan.shape, of(plan), len(plan.stretches())
     count, held = min(workers or available_cores(), len(plan.tasks)), need(plan)
+    card = CARDS["h200"]
+    guess = hours_of(plan, card)
     cut = f" in {shards} shards, each of which repeats the chains" if shards > 1 else ""
     cut += f", passes of {plan.tokens_per_pass:,} tokens" if plan.tokens_per_pass else ""
     sampler = "SGLD" if s.preconditioner == "none" else f"SGLD with {s.preconditioner}"
@@ -216,6 +219,7 @@ def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
         + ", ".join(f"{name} {bytes_text(size)}" for name, size in held.items())
         + f"; then {bytes_text(disk(Work.of(plan))['result'])} for the result",
         "time": f"about {duration(counted.seconds(count))} on {count} cores",
+        "on a card": hours_in_words(guess.hours, guess.low, guess.high, card.name, "float32", EFFICIENCY),
     }
     if plan.first_order:
         rows = {name: text for name, text in rows.items() if name not in ("posterior", "chains")}

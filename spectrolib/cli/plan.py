@@ -29,38 +29,39 @@ def plan_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
-    """Say what a measurement would take: operations, memory, disk, hours on a card, and where the time goes."""
+    """Say what a measurement would take: operations, memory, disk, hours here and on a card, and where they go."""
     with one_line_errors():
         from ..run import cost
         from ..run.profiles import PAPER
+        from ..run.workers import available_cores
 
         given = {"draws": draws, "chains": chains, "steps_between_draws": steps, "batch_size": batch}
         base = PAPER.settings.plain() if plain else PAPER.settings
         settings = replace(base, **{name: value for name, value in given.items() if value is not None})
         work = cost.Work(cost.shape_of(model), cost.count_of(tokens), settings, length=length)
         share = cost.EFFICIENCY if efficiency is None else efficiency
-        found = cost.cost_summary(work, cost.card_of(card), precision, share, model)
+        found = cost.cost_summary(work, cost.card_of(card), precision, share, model, available_cores())
     print(json.dumps(found, indent=2)) if as_json else print_rows(_plan_in_words(found))
 
 
 def _plan_in_words(found: dict) -> dict[str, str]:
-    from ..run.cost import EFFICIENCY_RANGE, bytes_text
+    from ..run.cost import bytes_text
 
     s, hours, disk = found["settings"], found["hours"], found["disk"]
     team = f"teams of {s['members']}" if s["members"] > 1 else "no teams"
     listed = lambda values: ", ".join(f"{name} {value:.0%}" for name, value in values.items() if value >= 0.005)  # noqa: E731
     whole = sum(found["operations_by_kind"].values())
-    needed, card = sum(found["memory"].values()), found["card_memory"]
-    low, high = EFFICIENCY_RANGE
+    needed, card, here = sum(found["memory"].values()), found["card_memory"], found["processor"]
     return {
         "model": f"{found['model']}: {found['parameters']:,} weights, {found['components']} components and the whole",
         "work": f"{found['tokens']:,} probe tokens and {s['loss_tokens']:,} for L(w); {s['chains']} chains ({team}) x "
         f"{s['draws']} draws, {s['steps_between_draws']} steps apart, batches of {s['batch_size']} x {s['length']}",
         "operations": f"{found['operations']:.3g} in {found['tasks']} tasks; {listed(found['share'])} of the time",
         "by component": listed({name: part / whole for name, part in found["operations_by_kind"].items()}),
-        "time": f"{_hours(hours['assumed'])} on one {found['card']} in {found['precision']}, assuming "
-        f"{found['efficiency']:.0%} of its limit; {_hours(hours['low'])} at {high:.0%}, {_hours(hours['high'])} at "
-        f"{low:.0%}. No card was measured: a data sheet's rates, and a guess",
+        "time": f"about {duration(here['seconds'])} on {here['cores']} cores of this machine",
+        "on a card": hours_in_words(
+            hours["assumed"], hours["low"], hours["high"], found["card"], found["precision"], found["efficiency"]
+        ),
         "limit": ", ".join(f"{name}: {bound}" for name, bound in found["bound"].items()),
         "memory": f"about {bytes_text(needed)} for the largest task, of {bytes_text(card)}: "
         + ", ".join(f"{name} {bytes_text(size)}" for name, size in found["memory"].items())
@@ -81,5 +82,18 @@ def _fits(fit: dict | None, needed: float, card: float) -> str:
     return f". It fits with passes of {fit['tokens_per_pass']:,} tokens{cut}"
 
 
+def hours_in_words(assumed: float, low: float, high: float, card: str, precision: str, efficiency: float) -> str:
+    """Hours on a card (`cost.CardHours`), and what they stand on."""
+    from ..run.cost import EFFICIENCY_RANGE
+
+    worse, better = EFFICIENCY_RANGE
+    return (
+        f"{_hours(assumed)} on one {card} in {precision}, assuming {efficiency:.0%} of its limit; {_hours(low)} at "
+        f"{better:.0%}, {_hours(high)} at {worse:.0%}. No card was measured: a data sheet's rates, and a guess"
+    )
+
+
 def _hours(hours: float) -> str:
+    if hours < 0.025:
+        return f"{hours * 3600:.2g} s"
     return f"{hours * 60:.2g} min" if hours < 1.5 else f"{hours:,.1f} h" if hours < 100 else f"{hours:,.0f} h"

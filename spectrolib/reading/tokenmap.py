@@ -255,6 +255,7 @@ def _tokens(text: RunningText, labels: ndarray, positions: ndarray) -> dict:
     x, y = _quantised(positions[order]).T
     return {
         "tokens": len(order),
+        "row": "" if (order == np.arange(len(order))).all() else _packed(order),  # a token's number, as `near` takes it
         "pieces": pieces,
         "domains": domains,
         "documents": documents,

@@ -333,8 +333,8 @@ class Cost:
     """Floating-point operations of all matrix products, those at w* included."""
 
     def seconds(self, workers: int, *, efficiency: float = 0.4) -> float:
-        """A guess of the time on this machine: its matrix-product rate, measured now, times ``efficiency``."""
-        return self.operations / (workers * efficiency * matmul_rate())
+        """A guess of the time on this machine (`processor_seconds`)."""
+        return processor_seconds(self.operations, workers, efficiency=efficiency)
 
 
 def of(plan) -> Cost:
@@ -352,6 +352,11 @@ def of(plan) -> Cost:
         token_evaluations=float(teams * s.draws * draw_tokens),
         operations=operations(work, shards),
     )
+
+
+def processor_seconds(operations: float, workers: int, *, efficiency: float = 0.4) -> float:
+    """A guess of the time on this machine: its matrix-product rate, measured now, times ``efficiency``."""
+    return operations / (workers * efficiency * matmul_rate())
 
 
 @functools.cache
@@ -387,11 +392,18 @@ class CardHours(NamedTuple):
 
 
 def hours(
-    work: Work, card: GraphicsCard, precision: Precision = "float32", efficiency: float = EFFICIENCY
+    work: Work,
+    card: GraphicsCard,
+    precision: Precision = "float32",
+    efficiency: float = EFFICIENCY,
+    shards: int = 1,
 ) -> CardHours:
     """Hours on one card: the larger of compute and memory for each activity, over an efficiency that is assumed.
 
     The engine computes in float32. The other precisions say what the same job would take if its products ran in them.
+
+    Args:
+        shards: as for `breakdown`.
 
     Raises:
         ValueError: for an unknown precision, or an efficiency that is no share.
@@ -402,7 +414,7 @@ def hours(
         raise ValueError(f"efficiency must be a share above 0 and up to 1, got {efficiency}")
     spent, bound = {}, {}
     for activity in ACTIVITIES:
-        mine = [part for part in breakdown(work) if part.activity == activity]
+        mine = [part for part in breakdown(work, shards) if part.activity == activity]
         compute = sum(part.operations for part in mine) / card.rates[precision]
         memory = sum(part.numbers for part in mine) * BYTES[precision] / card.bandwidth
         spent[activity], bound[activity] = max(compute, memory), "compute" if compute >= memory else "memory"
@@ -411,6 +423,14 @@ def hours(
     return CardHours(
         ideal / efficiency, ideal / high, ideal / low, bound, {k: v / 3600 / ideal for k, v in spent.items()}
     )
+
+
+def hours_of(plan, card: GraphicsCard, efficiency: float = EFFICIENCY) -> CardHours:
+    """Hours that a `Plan` takes on one card. To first order by its operations alone: bytes moved are not counted."""
+    if not plan.first_order:
+        return hours(Work.of(plan), card, efficiency=efficiency, shards=len(plan.stretches()))
+    ideal, (low, high) = of(plan).operations / card.rates["float32"] / 3600, EFFICIENCY_RANGE
+    return CardHours(ideal / efficiency, ideal / high, ideal / low, {"gradients": "compute"}, {"gradients": 1.0})
 
 
 # Memory and disk -----------------------------------------------------------------------------------------------------
@@ -703,9 +723,14 @@ def count_of(text: str) -> int:
 
 
 def cost_summary(
-    work: Work, card: GraphicsCard, precision: Precision = "float32", efficiency: float = EFFICIENCY, model: str = ""
+    work: Work,
+    card: GraphicsCard,
+    precision: Precision = "float32",
+    efficiency: float = EFFICIENCY,
+    model: str = "",
+    cores: int = 1,
 ) -> dict:
-    """Everything that `spectro plan` prints, as JSON-able values."""
+    """Everything that `spectro plan` prints, as JSON-able values; ``cores`` are those of this machine to use."""
     found, s = breakdown(work), work.settings
     estimate, need, fitting = hours(work, card, precision, efficiency), memory(work), fit(work, 0.9 * card.memory)
     total = sum(part.operations for part in found)
@@ -733,6 +758,7 @@ def cost_summary(
         "precision": precision,
         "efficiency": efficiency,
         "hours": {"assumed": estimate.hours, "low": estimate.low, "high": estimate.high, "measured": False},
+        "processor": {"cores": cores, "seconds": processor_seconds(total, cores)},
         "bound": estimate.bound,
         "share": estimate.share,
         "memory": need,

@@ -1,12 +1,23 @@
 r"""Measurements of the authors' library ``devinterp`` 2.0.1, read as results of ours, and ours written as theirs.
 
 Their sampler keeps the loss of every token at every draw, one `xarray.DataTree` (a Zarr store) for each component, and
-computes susceptibilities from them afterwards. Ours keeps running sums. So there are four ways across:
+computes susceptibilities from them afterwards. Ours keeps running sums. So there are five ways across:
 
     read_samples            their per-draw losses   ->  a result with all that our own has, but for the losses at w*
     read_susceptibilities   their finished table    ->  a result with the susceptibilities alone
     write_samples           a plan of ours          ->  per-draw losses that their functions take, from our engine
-    susceptibility_tree     a result of ours        ->  their finished table
+    susceptibility_tree     a result of ours        ->  their finished table, in memory
+    write_susceptibilities  a result of ours        ->  the same as a Zarr store
+
+Their finished table has the layout that they call SusceptibilitiesV2, after another program of theirs: a tree of two
+groups, in which windows of all observables are laid end to end,
+
+    /susceptibilities   sus (sus_flat, wr); of each row dataset_id, batch, target_position; wr names the components
+    /context            input_ids (ctx_flat); of each token dataset_id, batch, position; position 0 is the first token
+
+and in both an attribute dataset_id_to_name. Only `devinterp.slt.susceptibilities` knows the layout: there is no class
+of that name, and no function of theirs reads or writes a file of it; what we write opens with `xarray.open_datatree`.
+It has no place for error bars, halves, channels, documents or the text of tokens: these stay behind.
 
 Both libraries estimate χ = -( mean_C[g d] - mean_C[g] mean_F[d] ) with g = L(w) - L(w*), d = l_xy - L(w), so that the
 numbers agree to the rounding of float32. One thing differs: devinterp takes L(w*) from other batches than L(w), and a
@@ -18,6 +29,7 @@ Nothing here imports devinterp.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +45,7 @@ from ..model.engine import one_thread
 from ..model.loading import engine_of
 from ..posterior import stable_seed
 from ..text.runningtext import token_texts
+from .files import refusing
 from .plan import Plan
 from .readings import readings
 from .store import RunFolder
@@ -331,24 +344,22 @@ def read_susceptibilities(tree, *, tokenizer=None, model: str = "unknown"):
         tokenizer, model: as for `read_samples`.
 
     Raises:
-        ValueError: if it is no such tree.
+        ValueError: if it is no such tree, or rows and tokens in it do not belong together.
     """
     import xarray as xr
 
-    tree = xr.open_datatree(str(tree), engine="zarr", consolidated=False) if isinstance(tree, str | Path) else tree
-    try:
-        table, context = tree["susceptibilities"].dataset, tree["context"].dataset
-        chi, columns = table["sus"].values, [str(name) for name in table["wr"].values]
-        dataset, batch, position = (table[name].values for name in ("dataset_id", "batch", "target_position"))
-        key = lambda d, b, p: (int(d), int(b), int(p))  # noqa: E731
-        places = zip(*(context[name].values for name in ("dataset_id", "batch", "position")), strict=True)
-        token = dict(zip((key(*place) for place in places), context["input_ids"].values.tolist(), strict=True))
-        origin = [str(name) for name in np.atleast_1d(table.attrs["dataset_id_to_name"])]
-    except KeyError as error:
-        raise ValueError(f"this is no tree of devinterp's susceptibilities: it has no {error}") from None
-    predicted = np.array([token[key(*place)] for place in zip(dataset, batch, position, strict=True)])
+    table, context = _groups(tree)
+    chi, columns = table["sus"].values, [str(name) for name in table["wr"].values]
+    origin = [str(name) for name in np.atleast_1d(table.attrs["dataset_id_to_name"])]
+    dataset, batch, position = (table[name].values for name in ("dataset_id", "batch", "target_position"))
+    places = np.stack([dataset, batch, position])
+    predicted, first = _tokens_at(context, places), _tokens_at(context, np.stack([dataset, batch, 0 * position]))
+    if not set(np.unique(dataset)) <= set(range(len(origin))):
+        raise ValueError(
+            f"dataset_id names {len(origin)} observables, but it goes from {dataset.min()} to {dataset.max()}"
+        )
     text = token_texts(tokenizer, predicted)
-    _, sequence = np.unique(np.stack([dataset, batch]), axis=1, return_inverse=True)
+    _, sequence = np.unique(places[:2], axis=1, return_inverse=True)
     domain = np.array([origin[int(i)] for i in dataset], dtype=object)
     order = sorted(range(len(columns)), key=lambda i: _order(columns[i]))
     columns, chi = [columns[i] for i in order], chi[:, order]
@@ -368,12 +379,50 @@ def read_susceptibilities(tree, *, tokenizer=None, model: str = "unknown"):
             "sequence": ("token", sequence.ravel()),
             "position": ("token", position),
             "token_id": ("token", predicted),
+            "first_token": ("token", first),
             "text": ("token", np.array([text[int(i)] for i in predicted], dtype=object)),
             "domain": ("token", domain),
             "document": ("token", np.array([f"{d}:{b}" for d, b in zip(domain, batch, strict=True)], dtype=object)),
         },
         attrs={"manifest": json.dumps(manifest, sort_keys=True), "estimator": "two_chain", "origin": "devinterp"},
     )
+
+
+def _groups(tree) -> tuple:
+    """The two groups of such a tree, with everything in them that a reader needs."""
+    import xarray as xr
+
+    if isinstance(tree, str | Path):
+        try:
+            tree = xr.open_datatree(str(tree), engine="zarr", consolidated=False)
+        except Exception as error:  # the many ways in which a folder is no Zarr store
+            raise ValueError(f"{tree} is no Zarr store of susceptibilities ({type(error).__name__})") from error
+    found = []
+    for group, names in (
+        ("susceptibilities", {"sus": 2, "wr": 1, "dataset_id": 1, "batch": 1, "target_position": 1}),
+        ("context", {"input_ids": 1, "dataset_id": 1, "batch": 1, "position": 1}),
+    ):
+        held = tree[group].dataset if group in tree.children else {}
+        missing = [name for name, axes in names.items() if name not in held or held[name].ndim != axes]
+        missing += [] if "dataset_id_to_name" in getattr(held, "attrs", {}) else ["dataset_id_to_name"]
+        if missing:
+            raise ValueError(
+                f"this is no tree of devinterp's susceptibilities: its group {group!r} has no {', '.join(missing)}"
+            )
+        if not held.sizes[held["dataset_id"].dims[0]]:
+            raise ValueError(f"the group {group!r} of this tree is empty")
+        found.append(held)
+    return tuple(found)
+
+
+def _tokens_at(context, places: Int[ndarray, "3 n"]) -> Int[ndarray, " n"]:
+    """The tokens at places: dataset, batch and position."""
+    held = zip(*(context[name].values.tolist() for name in ("dataset_id", "batch", "position")), strict=True)
+    token = dict(zip(held, context["input_ids"].values.tolist(), strict=True))
+    wanted = list(zip(*places.tolist(), strict=True))
+    if missing := [place for place in wanted if place not in token]:
+        raise ValueError(f"no token of the context stands at dataset, batch and position {missing[0]}, but a row does")
+    return np.array([token[place] for place in wanted])
 
 
 def susceptibility_tree(result, first_tokens: Int[ndarray, " windows"] | None = None):
@@ -389,43 +438,73 @@ def susceptibility_tree(result, first_tokens: Int[ndarray, " windows"] | None = 
     import xarray as xr
 
     sequence, position = result["sequence"].values, result["position"].values
-    windows, length = int(sequence.max()) + 1, int(position.max())
-    if len(sequence) != windows * length or not np.array_equal(position, np.tile(np.arange(1, length + 1), windows)):
-        raise ValueError(f"{len(sequence)} rows are not {windows} whole windows of {length} predictions each, in order")
+    starts = np.flatnonzero(np.r_[True, np.diff(sequence) != 0])
+    windows, lengths = len(starts), np.diff(np.r_[starts, len(sequence)])
+    whole = np.concatenate([np.arange(1, length + 1) for length in lengths])
+    if len(np.unique(sequence)) != windows or not np.array_equal(position, whole):
+        raise ValueError(f"{len(sequence)} rows are not whole windows, each with its predictions from 1 on, in order")
     if first_tokens is None:
-        first_tokens = result["first_token"].values[::length] if "first_token" in result else np.full(windows, -1)
+        first_tokens = result["first_token"].values[starts] if "first_token" in result else np.full(windows, -1)
     first = np.asarray(first_tokens)
     if first.shape != (windows,):
         raise ValueError(f"{windows} windows need as many first tokens, got an array of shape {first.shape}")
-    domains = result["domain"].values[::length].astype(str)
-    ids = np.column_stack([first, result["token_id"].values.reshape(windows, length)])
-    chi = result["susceptibility"].transpose("token", "component").values.reshape(windows, length, -1)
+    domains = result["domain"].values[starts].astype(str)
     named = sorted(set(domains.tolist()))
-    parts = [np.flatnonzero(domains == name) for name in named]
+    rows = np.argsort(domains, kind="stable")  # windows, by domain
+    dataset = np.searchsorted(named, domains[rows])
+    batch = np.concatenate([np.arange(count) for count in np.unique(dataset, return_counts=True)[1]])
 
-    def flat(dim: str, positions: ndarray) -> xr.Coordinates:
-        columns = {
-            "dataset_id": np.concatenate([np.full(len(p) * len(positions), i) for i, p in enumerate(parts)]),
-            "batch": np.concatenate([np.repeat(np.arange(len(p)), len(positions)) for p in parts]),
-            "target_position" if dim == "sus_flat" else "position": np.tile(positions, windows),
-        }
+    def flat(dim: str, name: str, begin: int) -> xr.Coordinates:
+        """Places of all predictions (from 1), or of all tokens (from 0)."""
+        sizes = lengths[rows] + 1 - begin
+        positions = np.concatenate([np.arange(begin, length + 1) for length in lengths[rows]])
+        columns = {"dataset_id": np.repeat(dataset, sizes), "batch": np.repeat(batch, sizes), name: positions}
         return xr.Coordinates({name: (dim, values) for name, values in columns.items()}, indexes={})
 
-    rows = np.concatenate(parts)
+    parts = [slice(starts[w], starts[w] + lengths[w]) for w in rows]
+    chi, token = result["susceptibility"].transpose("token", "component").values, result["token_id"].values
+    ids = np.concatenate([piece for w, part in zip(rows, parts, strict=True) for piece in (first[[w]], token[part])])
     names = [str(name) for name in result["component"].values]
     attrs = {"dataset_id_to_name": named}
-    table = xr.DataArray(chi[rows].reshape(-1, len(names)), dims=["sus_flat", "wr"])
-    context = xr.DataArray(ids[rows].reshape(-1).astype(np.int64), dims=["ctx_flat"])
+    table = xr.DataArray(np.concatenate([chi[part] for part in parts]), dims=["sus_flat", "wr"])
+    context = xr.DataArray(ids.astype(np.int64), dims=["ctx_flat"])
     return xr.DataTree.from_dict(
         {
             "/susceptibilities": xr.Dataset(
                 {"sus": table},
-                coords=flat("sus_flat", np.arange(1, length + 1)).merge(xr.Coordinates({"wr": names})),
+                coords=flat("sus_flat", "target_position", 1).merge(xr.Coordinates({"wr": names})),
                 attrs=attrs,
             ),
-            "/context": xr.Dataset({"input_ids": context}, coords=flat("ctx_flat", np.arange(length + 1)), attrs=attrs),
+            "/context": xr.Dataset({"input_ids": context}, coords=flat("ctx_flat", "position", 0), attrs=attrs),
         }
     )
+
+
+def write_susceptibilities(result, path: str | Path, first_tokens: Int[ndarray, " windows"] | None = None) -> Path:
+    """`susceptibility_tree` as a Zarr store, whole or not at all.
+
+    ``xarray.open_datatree(path, engine="zarr", consolidated=False)`` reads it. Names of components are text of
+    any length there, which the Zarr specification holds; a tree of theirs that is saved as it is has them in a fixed
+    length, which the specification does not hold.
+
+    Args:
+        path: of the store; it must not be there.
+
+    Raises:
+        ValueError: as `susceptibility_tree`, or if there is something at ``path``, or it cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} is there already: name another store")
+    tree = susceptibility_tree(result, first_tokens)
+    table = tree["susceptibilities"].dataset
+    tree["susceptibilities"].dataset = table.assign_coords(wr=table["wr"].astype(object))
+    with refusing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            tree.to_zarr(Path(folder) / "store", mode="w", zarr_format=3, consolidated=False)
+            (Path(folder) / "store").rename(path)
+    return path
 
 
 # Our draws as theirs -------------------------------------------------------------------------------------------------

@@ -157,6 +157,28 @@ class RunningText:
         left, right = _decode(text[:begin]), _decode(text[end:])
         return left[-before:] if before else "", _decode(text[begin:end]), right[:after]
 
+    def ends_of(self, context: str) -> Int[ndarray, " places"]:
+        """The rows of the tokens that a context ends in, in the order of the text; `passages` are searched one by one.
+
+        Places where it ends together with a token come alone; only if there are none, those where it ends inside one.
+        """
+        wanted, found = context.encode("utf-8", "replace"), []
+        for rows, joined, ends in self._joined:
+            at = joined.find(wanted) if wanted else -1
+            while at >= 0:
+                token = int(np.searchsorted(ends, at + len(wanted)))
+                found.append((rows[token], ends[token] == at + len(wanted)))
+                at = joined.find(wanted, at + 1)
+        whole = [row for row, together in found if together]
+        return np.array(list(dict.fromkeys(whole or (row for row, _ in found))), dtype=np.int64)
+
+    @cached_property
+    def _joined(self) -> list[tuple[Int[ndarray, " tokens"], bytes, Int[ndarray, " tokens"]]]:
+        """Of each passage: its rows, its bytes, and where in them each token ends."""
+        pieces = [[self.pieces[r] for r in rows] for rows in self.passages]
+        ends = [np.cumsum([len(piece) for piece in own]) for own in pieces]
+        return list(zip(self.passages, map(b"".join, pieces), ends, strict=True))
+
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """What each passage is written in; see `lexing.kind`."""

@@ -63,6 +63,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(folder, text, small, tmp_p
     code, out, _ = spectro("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--dry-run")
     assert code == 0
     assert "10 tasks" in out
+    assert re.search(r"^on a card +\S+ s on one H200 in float32, assuming 33% of its limit; .* No card was", out, re.M)
     assert not (tmp_path / "run").exists()
 
 

@@ -11,6 +11,7 @@ from spectrobook import scale
 from spectrolib import cli
 from spectrolib.model import shapes
 from spectrolib.run import cost
+from spectrolib.run.workers import available_cores
 
 
 def work(model: str = "pythia-14m", tokens: int = 20_000, **changes) -> cost.Work:
@@ -42,6 +43,10 @@ def test_the_command_says_what_the_numbers_say():
     assert f"{found['hours']['assumed']:,.0f} h on one H200 in bf16, assuming 33% of its limit" in text
     assert f"It fits with passes of {found['fit']['tokens_per_pass']:,} tokens" in text
     assert "extrapolated" in text
+    assert re.search(rf"^time +about .* on {available_cores()} cores of this machine$", out, re.M)
+    here = found["processor"]
+    assert here["seconds"] == cost.processor_seconds(found["operations"], here["cores"])
+    assert here["cores"] == available_cores()
 
     text = re.sub(r"\s+", " ", spectro("--model", "bundled", "--tokens", "20_480")[1])
     assert "20,480 probe tokens" in text and "teams of 4" in text and "extrapolated" not in text

@@ -190,6 +190,7 @@ def test_context_runs_along_positions_whatever_the_order_of_rows():
     ends = [*held["starts"][1:], 6]
     assert ["".join(text[a:b]) for a, b in zip(held["starts"], ends, strict=True)] == ["xy", "ab", "cd"]
     np.testing.assert_array_equal(unpacked(held["label"], "u1"), [2, 2, 1, 1, 0, 2])
+    np.testing.assert_array_equal(unpacked(held["row"], "u1"), [4, 5, 3, 0, 2, 1])
 
 
 def test_numbers_take_as_few_bytes_as_hold_the_largest():
@@ -393,6 +394,7 @@ def test_mouse_hover_click_drag_wheel(chromium, usual):
         assert page.evaluate("document.querySelector('#tip mark').textContent") == " three"
         click(page, x, y)
         said = card_text(page)
+        assert "number 2" in said  # as `spectro near` takes it
         assert "Cluster 0: after one" in said and "5 tokens" in said and "0.01" in said and "grammar" in said
         link = "document.querySelector('#card a').getAttribute('href')"
         assert page.evaluate(link) == "catalogue.html#cluster-0"
@@ -528,6 +530,15 @@ def test_pieces_of_a_character_are_shown_as_the_whole_one(chromium, tmp_path, mo
             page.evaluate(f"tokenMap.choose({i})")
             parts = "['h2 .token', 'mark', '.context'].map(e => document.querySelector('#card ' + e).textContent)"
             assert page.evaluate(parts) == [*shown, "aда�"]
+
+
+def test_a_token_is_called_by_its_row_whatever_the_order(chromium, tmp_path):
+    result = tokens(list("bdcaxy"), sequence=[4, 4, 4, 4, 1, 1], position=[2, 6, 5, 1, 1, 2])
+    tokenmap.write_page(tokenmap.map_page(result, clustering([0] * 6), ring(6)), tmp_path / "map.html")
+    with chromium.open((tmp_path / "map.html").as_uri()) as page:
+        for i, row in enumerate([4, 5, 3, 0, 2, 1]):
+            page.evaluate(f"tokenMap.choose({i})")
+            assert f"number {row}" in card_text(page)
 
 
 def test_reduced_motion_and_dark(chromium, usual):

@@ -163,6 +163,20 @@ def test_hours_are_the_larger_of_compute_and_memory():
     assert sum(memory.share.values()) == pytest.approx(1)
 
 
+def test_hours_of_a_plan_are_those_of_its_operations(tmp_path):
+    """Where bytes cost nothing: chains in one shard and in three, and gradients."""
+    from conftest import random_gpt_neox
+
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": measuring.VOCABULARY}
+    random_gpt_neox(**shape).save_pretrained(tmp_path)
+    slow = replace(H200, rates={"float32": 1e6, "tf32": 1.0, "bf16": 1.0}, bandwidth=1e30)
+    for changes in ({}, {"shards": 3}, {"first_order": True}):
+        plan = measuring.plan(tmp_path, **changes)
+        found = cost.hours_of(plan, slow, efficiency=0.5)
+        assert found.hours * 3600 == pytest.approx(cost.of(plan).operations / 1e6 / 0.5)
+        assert found.low < found.hours < found.high and sum(found.share.values()) == pytest.approx(1)
+
+
 # Memory and disk
 
 

@@ -179,10 +179,125 @@ def test_a_result_becomes_their_table(made, read):
     np.testing.assert_allclose(written["susceptibilities"]["sus"], sus, atol=2e-5 * np.abs(sus).max())
     again = devinterp.read_susceptibilities(written)
     np.testing.assert_array_equal(again["susceptibility"], read["susceptibility"])
-    with pytest.raises(ValueError, match="are not 20 whole windows of 11 predictions"):
+    with pytest.raises(ValueError, match="219 rows are not whole windows, each with its predictions from 1 on"):
         devinterp.susceptibility_tree(read.isel(token=slice(1, None)))
     with pytest.raises(ValueError, match="20 windows need as many first tokens"):
         devinterp.susceptibility_tree(read, first[:3])
+
+
+@pytest.mark.filterwarnings("ignore:The data type:Warning")
+def test_their_tree_comes_back_as_it_was(made, tmp_path):
+    """Read and written again, in memory and through a store of theirs: every value, type, coordinate, attribute."""
+    made[1].to_zarr(tmp_path / "table.zarr", consolidated=False)
+    for source in (made[1], tmp_path / "table.zarr"):
+        again = devinterp.susceptibility_tree(devinterp.read_susceptibilities(source))
+        for group in ("susceptibilities", "context"):
+            mine, original = again[group].to_dataset(), made[1][group].to_dataset()
+            xr.testing.assert_identical(mine, original)
+            assert {n: v.dtype for n, v in mine.variables.items()} == {
+                n: v.dtype for n, v in original.variables.items()
+            }
+
+
+def of_any_lengths():
+    """A result of four windows of 3, 1, 4 and 2 predictions, in two domains that take turns."""
+    lengths = np.array([3, 1, 4, 2])
+    return xr.Dataset(
+        {"susceptibility": (("token", "component"), np.random.default_rng(0).normal(size=(10, 2)))},
+        coords={
+            "component": ["l0h0", "embed"],
+            "sequence": ("token", np.repeat(np.arange(4), lengths)),
+            "position": ("token", [1, 2, 3, 1, 1, 2, 3, 4, 1, 2]),
+            "token_id": ("token", np.arange(10, 20)),
+            "first_token": ("token", np.repeat(np.arange(4), lengths)),
+            "text": ("token", np.array([f"t{i}" for i in range(10)], dtype=object)),
+            "domain": ("token", np.repeat(np.array(["prose", "code", "prose", "code"], dtype=object), lengths)),
+            "document": ("token", np.repeat(np.array(list("abcd"), dtype=object), lengths)),
+        },
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_windows_of_any_length_go_to_a_store_and_come_back(tmp_path):
+    """Written out by hand, for the layout of `devinterp.slt.susceptibilities`; nobody warns of anything."""
+    result = of_any_lengths()
+    path = devinterp.write_susceptibilities(result, tmp_path / "deep" / "table.zarr")
+    assert [file.name for file in path.parent.iterdir()] == ["table.zarr"]
+    tree = xr.open_datatree(path, engine="zarr", consolidated=False)
+    table, context = tree["susceptibilities"].dataset, tree["context"].dataset
+    assert table.attrs["dataset_id_to_name"] == context.attrs["dataset_id_to_name"] == ["code", "prose"]
+    by_domain = [3, 8, 9, 0, 1, 2, 4, 5, 6, 7]
+    np.testing.assert_array_equal(table["sus"], result["susceptibility"].values[by_domain])
+    assert table["dataset_id"].values.tolist() == [0] * 3 + [1] * 7
+    assert table["batch"].values.tolist() == [0, 1, 1, 0, 0, 0, 1, 1, 1, 1]
+    assert table["target_position"].values.tolist() == [1, 1, 2, 1, 2, 3, 1, 2, 3, 4]
+    assert context["input_ids"].values.tolist() == [1, 13, 3, 18, 19, 0, 10, 11, 12, 2, 14, 15, 16, 17]
+    assert context["position"].values.tolist() == [0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3, 4]
+    again, expected = devinterp.read_susceptibilities(path), result.isel(token=by_domain)
+    for name in ("susceptibility", "position", "token_id", "first_token", "domain"):
+        np.testing.assert_array_equal(again[name], expected[name])
+    with pytest.raises(ValueError, match=r"table\.zarr is there already"):
+        devinterp.write_susceptibilities(result, path)
+
+
+def test_their_builder_makes_the_same_tree_of_windows_of_two_lengths():
+    """One observable of windows of 3 predictions and one of 2, by the function of theirs that lays the tree out."""
+    rng, parts = np.random.default_rng(0), []
+    values = {name: {c: rng.normal(size=(2, n)) for c in ("l0h0", "embed")} for name, n in (("code", 3), ("prose", 2))}
+    tokens_of = {"code": np.arange(8).reshape(2, 4), "prose": np.arange(10, 16).reshape(2, 3)}
+    for component in ("l0h0", "embed"):
+        for name, ids in tokens_of.items():
+            places = {"target_position": np.arange(1, ids.shape[1])}
+            sus = xr.DataArray(values[name][component], dims=["batch", "target_position"], coords=places)
+            held = xr.DataArray(ids, dims=["batch", "position"], coords={"position": np.arange(ids.shape[1])})
+            parts.append((component, name, sus.assign_coords(batch=[0, 1]), held.assign_coords(batch=[0, 1])))
+    built = theirs._build_output(parts)
+    again = devinterp.susceptibility_tree(devinterp.read_susceptibilities(built))
+    for group in ("susceptibilities", "context"):
+        xr.testing.assert_identical(again[group].to_dataset(), built[group].to_dataset())
+
+
+def test_a_table_alone_can_be_described_and_asked(made, tmp_path):
+    run = str(devinterp.save_run(devinterp.read_susceptibilities(made[1]), tmp_path / "run"))
+    for command in (
+        ("cluster", run, "--k", "10", "--min-size", "5"),
+        ("info", run),
+        ("cards", run),
+        ("near", run, "3"),
+    ):
+        done = CliRunner().invoke(cli.app, list(command))
+        assert done.exit_code == 0, (command, done.output, done.exception)
+
+
+def test_damaged_tables_are_named(tmp_path):
+    tree = devinterp.susceptibility_tree(of_any_lengths())
+
+    def changed(group, change):
+        found = tree.copy(deep=True)
+        found[group].dataset = change(found[group].to_dataset())
+        return found
+
+    for broken, message in [
+        (
+            changed("context", lambda d: d.isel(ctx_flat=slice(0, 4))),
+            "no token of the context stands at dataset, batch",
+        ),
+        (changed("context", lambda d: d.drop_vars("position")), "its group 'context' has no position"),
+        (changed("susceptibilities", lambda d: d.rename(sus="chi")), "its group 'susceptibilities' has no sus"),
+        (changed("susceptibilities", lambda d: d.assign_attrs(dataset_id_to_name=["code"])), "names 1 observables"),
+        (changed("context", lambda d: xr.Dataset(d.variables)), "'context' has no dataset_id_to_name"),
+        (
+            changed("susceptibilities", lambda d: d.isel(sus_flat=slice(0))),
+            "group 'susceptibilities' of this tree is empty",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            devinterp.read_susceptibilities(broken)
+    with pytest.raises(ValueError, match="none is no Zarr store of susceptibilities"):
+        devinterp.read_susceptibilities(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be written"):
+        devinterp.write_susceptibilities(of_any_lengths(), tmp_path / "file" / "table.zarr")
 
 
 # Our draws

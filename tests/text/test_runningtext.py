@@ -48,6 +48,15 @@ def test_a_part_of_a_character_is_shown_as_the_whole_one(cut):
     assert text.context(5, 3, 2)[0] == text.context(5, 1000, 0)[0][-3:] and text.context(5, 0, 0)[::2] == ("", "")
 
 
+def test_contexts_are_found_byte_by_byte(cut):
+    text = running_text(cut, shipped.tokenizer())
+    ends = np.cumsum([len(piece) for piece in text.pieces])
+    for context in ("naïve «Ж»", "привет", "\n    return 数"):
+        end = TEXT.encode().index(context.encode()) + len(context.encode())
+        assert text.ends_of(context).tolist() == [int((ends < end).sum())]
+    assert text.ends_of("nowhere").tolist() == text.ends_of("").tolist() == []
+
+
 def test_another_tokenizer_is_noticed(cut):
     other = cut.assign_coords(token_id=("token", np.roll(cut["token_id"].values, 1)))
     with pytest.raises(ValueError, match="the tokenizer is not the measured model's: it reads"):
