@@ -18,11 +18,13 @@ from numpy import ndarray
 from spectrolib.clustering import Clustering, stable_clusters
 from spectrolib.model.components import Component, names
 from spectrolib.model.engine import one_thread
+from spectrolib.model.guesses import guesses
 from spectrolib.model.loading import LanguageModel, engine_of, load_model
 from spectrolib.posterior import Settings
 from spectrolib.reading import tokenmap
 from spectrolib.reading.cards import Card, save_cards
 from spectrolib.reading.cards import cards as make_cards
+from spectrolib.reading.conditions import Features, describe
 from spectrolib.run import profiles
 from spectrolib.run.measure import measure
 from spectrolib.run.plan import Plan
@@ -31,7 +33,7 @@ from spectrolib.run.resolved import rows_of
 from spectrolib.run.store import open_result, save_json
 from spectrolib.run.workers import available_cores
 from spectrolib.text.corpus import Windows
-from spectrolib.text.runningtext import token_bytes
+from spectrolib.text.runningtext import running_text, token_bytes, token_names
 
 from .. import robustness
 from ..realmodel import EVERY, SAMPLING, reread, shared_windows, token_lengths
@@ -266,12 +268,19 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
     report("controls")
     table["controls"] = controls(planned, results)
     report("cards")
-    cards = make_cards(results["smollm2"], found["smollm2"], tokenizer=real.model.tokens)
+    cards = make_cards(results["smollm2"], found["smollm2"], features=features_of(real, results["smollm2"]))
     table["cards"] = {"confident": sum(card.rule is not None and card.rule.confident for card in cards)}
     table["gallery"] = gallery(cards, results["smollm2"])
     arrays["cards"] = np.frombuffer(save_cards(cards, folder).read_bytes(), dtype=np.uint8)
     arrays["layout"] = tokenmap.layout(resolved.unit(rows_of(results["smollm2"])), k=K).astype(np.float16)
     return table, arrays
+
+
+def features_of(plan: Plan, result) -> Features:
+    """What rules may say of each token, of its loss, and of what the model expects there."""
+    expected, tokens = guesses(plan.model, plan.probe).take(np.arange(len(result["loss"]))), plan.model.tokens
+    output = {"guesses": expected, "names": token_names(tokens, expected.token)}
+    return describe(running_text(result, tokens), loss=result["loss"].values, **output)
 
 
 def controls(planned: dict[str, Plan], results: dict) -> list[dict]:
