@@ -21,6 +21,7 @@ from ..checks.locality import TooLoose
 from ..model.components import FULL, Component, names
 from ..model.shapes import Shape
 from ..posterior import ChainError, Settings
+from ..text.jsonfiles import Fields, read_json
 from .measure import measure
 from .plan import Plan
 from .store import save_json
@@ -199,11 +200,8 @@ def read_settings(file: str | Path) -> dict:
         ValueError: if it is none of these, or holds a setting that there is not.
     """
     file = Path(file) / "manifest.json" if Path(file).is_dir() else Path(file)
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))["settings"]
-        unknown = sorted(found.keys() - {field.name for field in fields(Settings)})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file} holds no settings: give settings.json of `spectro tune`, or a run folder") from error
+    found = Fields(read_json(file), str(file)).table("settings").content
+    unknown = sorted(found.keys() - {field.name for field in fields(Settings)})
     if unknown:
         raise ValueError(f"{file} holds settings that are not known: {', '.join(unknown)}")
-    return found
+    return dict(found)

@@ -42,7 +42,7 @@ def test_measure_takes_settings_and_what_is_named_beside_them_goes_first(folder,
     run = ("measure", "--model", folder, "--text", text, "--out", tmp_path / "run", "--dry-run")
     out = spectro(*run, "--settings", tmp_path / "settings.json", "--nbeta", 6)[1]
     assert "nβ 6, γ 777" in out
-    assert "holds no settings" in refused(*run, "--settings", tmp_path)
+    assert "manifest.json cannot be read" in refused(*run, "--settings", tmp_path)
 
 
 def test_no_healthy_trial_is_one_line(folder, text, small, tmp_path, monkeypatch):
