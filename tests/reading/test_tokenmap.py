@@ -505,7 +505,7 @@ def test_colour_by_and_links(chromium, usual):
 def test_how_often_a_cluster_came_back_is_a_colour_and_is_said(chromium, tmp_path):
     texts, labels = list("abcdefgh"), np.array([0, 0, 0, 1, 1, 2, 2, -1])
     found = dataclasses.replace(clustering(labels), share=np.array([1.0, 0.9, 0.5]))
-    tokenmap.write(tokenmap.page(tokens(texts), found, ring(8)), tmp_path / "map.html")
+    tokenmap.write_page(tokenmap.map_page(tokens(texts), found, ring(8)), tmp_path / "map.html")
     with chromium.open((tmp_path / "map.html").as_uri()) as page:
         groups = "[...document.querySelectorAll('#groups li')].map(e => e.innerText.replace(/\\s+/g, ' '))"
         page.evaluate("document.querySelector('input[value=\"how often it came back\"]').click()")
@@ -517,7 +517,7 @@ def test_how_often_a_cluster_came_back_is_a_colour_and_is_said(chromium, tmp_pat
         click(page, x, y)
         assert "came back in 90 % of repetitions" in card_text(page).replace("\n", " ").replace("\u00a0", " ")
         assert page.errors == []
-    assert "share" not in data(tokenmap.page(tokens(texts), clustering(labels), ring(8)))["clusters"]
+    assert "share" not in data(tokenmap.map_page(tokens(texts), clustering(labels), ring(8)))["clusters"]
 
 
 def test_pieces_of_a_character_are_shown_as_the_whole_one(chromium, tmp_path, monkeypatch):
