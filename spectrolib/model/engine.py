@@ -121,9 +121,18 @@ class Engine:
         return norm(x, self.weights, self.shape.where.final_norm, self.shape)
 
     def finish(
-        self, x: Float[Tensor, "tokens width"], layer: int, targets: Int[Tensor, "windows time"], gradient: bool = False
+        self,
+        x: Float[Tensor, "tokens width"],
+        layer: int,
+        targets: Int[Tensor, "windows time"],
+        gradient: bool = False,
+        weights: Float[Tensor, " tokens"] | None = None,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "tokens width"] | None]:
-        """Losses from the residual before ``layer`` on, and their gradient with respect to it if asked."""
+        """Losses from the residual before ``layer`` on, and the gradient of their sum with respect to it if asked.
+
+        Args:
+            weights: of each token's loss in that sum; 1 by default.
+        """
         kept = [] if gradient else None
         for frozen in self.layers[layer:]:
             x, _ = frozen.forward(x, targets.shape[1], kept)
@@ -133,6 +142,7 @@ class Engine:
         slope = torch.empty_like(x) if gradient else None
         losses = sweep(hidden.detach(), self.unembedding, targets.flatten(), slope=slope)
         if gradient:
+            slope = slope if weights is None else slope * weights[:, None]
             (slope,) = torch.autograd.grad(hidden, x, slope)
             for frozen in reversed(self.layers[layer:]):
                 slope = frozen.backward(slope, kept)
@@ -328,8 +338,10 @@ class Group:
         members: Sequence[Component],
         prepared: _Prepared,
         into: Sequence[Tensor] | None = None,
+        weights: Float[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "members tokens"]:
-        """Losses of some members of the group; the gradient of their sum is added ``into`` flat tensors if given."""
+        """Losses of some members of the group; the gradient of their sum, by the weights of tokens if there are any, is
+        added ``into`` flat tensors if given."""
         learn, targets = into is not None, prepared.ids[:, 1:]
         pieces = [split(flat.detach(), self.shapes[str(member)]) for flat, member in zip(flats, members, strict=True)]
         slopes = [split(flat, self.shapes[str(member)]) for flat, member in zip(into or (), members, strict=learn)]
@@ -340,9 +352,12 @@ class Group:
         if self.unembed is not None:
             slope = torch.empty_like(x) if outputs[0].requires_grad else None
             weight, weight_slope = pieces[0][self.unembed], slopes[0][self.unembed] if learn else None
-            losses = sweep(x, centred(weight), targets.flatten(), slope=slope, weight_slope=weight_slope)
+            losses = sweep(
+                x, centred(weight), targets.flatten(), slope=slope, weight_slope=weight_slope, upstream=weights
+            )
+            slope = slope if slope is None or weights is None else slope * weights[:, None]
         else:
-            losses, slope = self._finish(x.view(len(members), -1, x.shape[-1]), members, targets, gradient=learn)
+            losses, slope = self._finish(x.view(len(members), -1, x.shape[-1]), members, targets, learn, weights)
         if learn and slope is not None:
             for output, own, totals, above in zip(outputs, leaves, slopes, slope.chunk(len(members)), strict=True):
                 found = torch.autograd.grad(output, own, above, allow_unused=True)
@@ -356,6 +371,7 @@ class Group:
         members: Sequence[Component],
         targets: Int[Tensor, "windows time"],
         gradient: bool,
+        weights: Float[Tensor, " tokens"] | None = None,
     ) -> tuple[Float[Tensor, " members_tokens"], Float[Tensor, "members_tokens width"] | None]:
         """Losses of the members from their outputs on, through the frozen rest, and their gradient if asked."""
         after = 0 if self.layer is None else self.layer + 1
@@ -363,7 +379,9 @@ class Group:
         if early:
             read = self.engine.layers[self.layer].transform(x[early].flatten(0, 1), kept)
             x[early] = read.view(len(early), *x.shape[1:])
-        losses, slope = self.engine.finish(x.flatten(0, 1), after, targets.repeat(len(members), 1), gradient)
+        count = len(members)
+        own = None if weights is None else weights.repeat(count)
+        losses, slope = self.engine.finish(x.flatten(0, 1), after, targets.repeat(count, 1), gradient, own)
         if early and gradient:
             above = slope.view(x.shape)
             above[early] = retrace(above[early].flatten(0, 1), kept).view(len(early), *x.shape[1:])
@@ -393,9 +411,17 @@ class Group:
 
     @torch.no_grad()
     def gradients(
-        self, positions: Sequence[Tensor], cached: Cached, rows: Int[np.ndarray, " batch"]
+        self,
+        positions: Sequence[Tensor],
+        cached: Cached,
+        rows: Int[np.ndarray, " batch"],
+        weights: Float[Tensor, "batch time"] | None = None,
     ) -> tuple[list[float], list[Tensor]]:
-        """Mean loss on the windows ``rows``, and its gradient with respect to each component's weights."""
+        """Mean loss on the windows ``rows``, and its gradient with respect to each component's weights.
+
+        Args:
+            weights: of each token's loss, in place of the mean: then Σ weights · losses, and its gradient.
+        """
         gradients = [torch.zeros_like(position) for position in positions]
         totals = torch.zeros(len(positions), device=self.engine.device)
         time = cached.ids.shape[1] - 1
@@ -405,8 +431,10 @@ class Group:
             for pack in packs:
                 flats, into = [positions[i] for i in pack], [gradients[i] for i in pack]
                 members = [self.members[i] for i in pack]
-                totals[pack] += self._token_losses(flats, members, prepared, into).sum(dim=1)
-        tokens = len(rows) * time
+                own = None if weights is None else weights[part].flatten()
+                losses = self._token_losses(flats, members, prepared, into, own)
+                totals[pack] += losses.sum(dim=1) if own is None else losses @ own
+        tokens = len(rows) * time if weights is None else 1
         return (totals / tokens).tolist(), [gradient.div_(tokens) for gradient in gradients]
 
     def minibatch_gradients(self, windows, settings: Settings, chain: int) -> Gradients:

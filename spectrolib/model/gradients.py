@@ -278,15 +278,29 @@ def _only(block: Block, weight: Tensor) -> Tensor:
 def mean_gradient(engine: Engine, windows) -> dict[str, Tensor]:
     """The gradient of the mean loss of all tokens of the windows, by parameter."""
     ids = engine.ids(windows)
-    weights = {name: tensor.detach().requires_grad_() for name, tensor in engine.weights.items()}
-    total = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
-    for some in ids.split(max(1, engine.tokens_per_pass // (ids.shape[1] - 1))):
-        with torch.enable_grad():
-            hidden = forward(weights, engine.shape, engine.rotary, some[:, :-1]).flatten(0, 1)
-            loss = cross_entropy(hidden, weights[engine.shape.unembed], some[:, 1:].flatten()).sum()
-        for name, slope in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-            total[name] += slope
+    total = weighted_gradient(engine, ids, torch.ones(ids[:, 1:].shape, device=ids.device))
     return {name: slope / ids[:, 1:].numel() for name, slope in total.items()}
+
+
+def weighted_gradient(engine: Engine, windows, weights: Float[Tensor, "windows time"]) -> dict[str, Tensor]:
+    """The gradient of Σ weights · losses over the tokens of the windows, by parameter.
+
+    Args:
+        weights: of the loss of every token but the first of each window. Windows without any are not looked at.
+    """
+    ids, needed = engine.ids(windows), weights.any(dim=1)
+    ids, weights = ids[needed], weights[needed]
+    moving = {name: tensor.detach().requires_grad_() for name, tensor in engine.weights.items()}
+    total = {name: torch.zeros_like(tensor) for name, tensor in moving.items()}
+    size = max(1, engine.tokens_per_pass // (ids.shape[1] - 1))
+    for some, own in zip(ids.split(size), weights.split(size), strict=True):
+        with torch.enable_grad():
+            hidden = forward(moving, engine.shape, engine.rotary, some[:, :-1]).flatten(0, 1)
+            losses = cross_entropy(hidden, moving[engine.shape.unembed], some[:, 1:].flatten())
+            loss = (losses * own.flatten()).sum()
+        for name, slope in zip(moving, torch.autograd.grad(loss, list(moving.values())), strict=True):
+            total[name] += slope
+    return total
 
 
 def recorded(engine: Engine, x: Float[Tensor, "time width"], tape: Tape) -> Float[Tensor, "time width"]:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_gpt_neox
-from reference import Reference
+from families import random_model
+from reference import Reference, put
 
 from spectrolib.model import engine as fast
-from spectrolib.model.components import components
+from spectrolib.model.components import components, gather, names
 from spectrolib.model.engine import groups
 from spectrolib.model.loading import engine_of
 from spectrolib.posterior import Settings, minibatches
@@ -244,3 +245,25 @@ def test_groups_that_cannot_be_run_are_refused(tiny_gpt_neox):
         engine.group(["l0h0", "l1h0"])
     with pytest.raises(ValueError, match="unknown component 'l7h0'"):
         engine.group(["l7h0"])
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "llama grouped, tied"])
+def test_gradients_of_weighted_tokens(kind, tiny_gpt_neox, tiny_windows):
+    """Σ weights · losses in place of the mean, for every kind of component, in passes that split the windows."""
+    model = tiny_gpt_neox if kind == "gpt_neox" else random_model(kind)
+    engine, reference = engine_of(model), Reference(model)
+    engine.tokens_per_pass = 25
+    weights = torch.rand(tiny_windows[:, 1:].shape, generator=torch.Generator().manual_seed(0))
+    for together in groups([*names(engine.shape), "full"]):
+        group = engine.group(together)
+        positions = [w + 0.1 for w in group.start]
+        rows = np.arange(len(tiny_windows))
+        totals, slopes = group.gradients(positions, group.cache(tiny_windows), rows, weights)
+        for i, name in enumerate(together):
+            moved = put(reference.weights, group.blocks[name], positions[i].double())
+            moved = {parameter: w.clone().requires_grad_() for parameter, w in moved.items()}
+            total = (reference.losses(moved, tiny_windows) * weights).sum()
+            total.backward()
+            expected = gather({parameter: w.grad for parameter, w in moved.items()}, group.blocks[name])
+            assert totals[i] == pytest.approx(float(total.detach()), rel=1e-5), name
+            assert (slopes[i].double() - expected).norm() < 1e-5 * expected.norm(), name
