@@ -1,6 +1,6 @@
 """A few gradient steps on text in which some tokens count for more, everything else equal.
 
-The text is tilted towards a set S of its tokens as the paper tilts a data distribution, q_h = q + h (q_S - q): its loss is
+The text is tilted towards a set S of tokens as the paper tilts a data distribution, q_h = q + h (q_S - q): its loss is
 
     L_h = (1 - h) L + h L_S,
 
@@ -69,8 +69,8 @@ class Steered:
         """How much more the loss of each token of the test windows falls with the tilt than without, nats.
 
         Args:
-            chosen: the set, by the numbers of its tokens among those of the fit windows; the first of each window, which
-                nothing predicts, does not count.
+            chosen: the set, by the numbers of its tokens among those of the fit windows, where the first token of each
+                window, which nothing predicts, is not counted.
 
         Raises:
             ValueError: for an empty set, or a token that there is not.

@@ -12,7 +12,7 @@ from families import random_model
 from reference import Reference, put
 
 from spectrolib.model import engine as fast
-from spectrolib.model.components import components, gather, names
+from spectrolib.model.components import components, gather
 from spectrolib.model.engine import groups
 from spectrolib.model.loading import engine_of
 from spectrolib.posterior import Settings, minibatches
@@ -254,7 +254,7 @@ def test_gradients_of_weighted_tokens(kind, tiny_gpt_neox, tiny_windows):
     engine, reference = engine_of(model), Reference(model)
     engine.tokens_per_pass = 25
     weights = torch.rand(tiny_windows[:, 1:].shape, generator=torch.Generator().manual_seed(0))
-    for together in groups([*names(engine.shape), "full"]):
+    for together in groups([*components(engine.shape), "full"]):
         group = engine.group(together)
         positions = [w + 0.1 for w in group.start]
         rows = np.arange(len(tiny_windows))
