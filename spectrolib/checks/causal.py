@@ -17,9 +17,12 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from scipy.stats import rankdata
 
+from ..model.steering import Steered
 from .intervals import Estimate, wilson
 
 RESAMPLES = 1000
+LEAST = 5
+"""Tokens that a set must have in each half of the text to be steered on, or looked at."""
 
 
 def mean_of(values: Float[ndarray, " n"], groups: Int[ndarray, " n"] | None = None, seed: int = 0) -> Estimate:
@@ -49,9 +52,9 @@ def rank_correlation(
     windows: Int[ndarray, " tokens"],
     seed: int = 0,
 ) -> Estimate:
-    """Spearman's rank correlation, with a 95 % percentile interval over resampled windows; ranks are those of the whole.
+    """Spearman's rank correlation, with a 95 % percentile interval over resampled windows.
 
-    NaN where either is constant.
+    Ranks are those of the whole. NaN where either is constant.
     """
     x, y = (rankdata(values) for values in (predicted, seen))
     x, y = x - x.mean(), y - y.mean()
@@ -84,7 +87,7 @@ def same_token_elsewhere(
     return out
 
 
-# Clusters and components -------------------------------------------------------------------------------------------------
+# Clusters and components ---------------------------------------------------------------------------------------------
 
 
 def cluster_means(
@@ -166,10 +169,12 @@ def _unit_ranks(table: Float[ndarray, "rows columns"]) -> Float[ndarray, "rows c
     return np.divide(ranks, length, out=np.zeros_like(ranks), where=length > 0)
 
 
-# Sets to compare a cluster with ------------------------------------------------------------------------------------------
+# Sets to compare a cluster with --------------------------------------------------------------------------------------
 
 
-def steerable(labels: Int[ndarray, " tokens"], fit: Bool[ndarray, " tokens"], least: int = 5) -> Int[ndarray, " some"]:
+def steerable(
+    labels: Int[ndarray, " tokens"], fit: Bool[ndarray, " tokens"], least: int = LEAST
+) -> Int[ndarray, " some"]:
     """The clusters with so many members in the half that is steered on, and in the other."""
     count = int(labels.max(initial=-1)) + 1
     sizes = [np.bincount(labels[(labels >= 0) & half], minlength=count) for half in (fit, ~fit)]
@@ -188,8 +193,11 @@ def random_like(member: Bool[ndarray, " tokens"], fit: Bool[ndarray, " tokens"],
 def same_tokens_outside(
     member: Bool[ndarray, " tokens"], fit: Bool[ndarray, " tokens"], token_id: Int[ndarray, " tokens"], rng
 ) -> Bool[ndarray, " tokens"]:
-    """Occurrences outside a cluster of the tokens in it: of each token as many as the cluster has in each half, if there
-    are so many. A cluster that holds all occurrences of its tokens has none outside."""
+    """Occurrences outside a cluster of the tokens in it.
+
+    Of each token as many as the cluster has in each half, if there are so many: a cluster that holds all occurrences of
+    its tokens has none outside.
+    """
     chosen = np.zeros(len(member), dtype=bool)
     for half in (fit, ~fit):
         for token, count in zip(*np.unique(token_id[member & half], return_counts=True), strict=True):
@@ -206,3 +214,81 @@ def shared_tokens(labels: Int[ndarray, " tokens"], token_id: Int[ndarray, " toke
     np.add.at(table, (labels[inside], number), 1)
     table /= table.sum(axis=1, keepdims=True)
     return np.stack([np.minimum(row, table).sum(axis=1) for row in table])
+
+
+# Steering ------------------------------------------------------------------------------------------------------------
+
+
+class Falls(NamedTuple):
+    """What steering towards a cluster's members in one half of the text does in the other half, nats.
+
+    All are how much more losses fall than without the tilt. Intervals are over windows; NaN where there are too few
+    tokens.
+    """
+
+    fit: int
+    """Members in the half that is steered on."""
+    test: int
+    """And in the other."""
+    own: Estimate
+    """Of its members."""
+    rest: float
+    """Of all other tokens."""
+    random: float
+    """Of a random set, where as many random tokens are steered towards: the level of chance."""
+    outside: Estimate
+    """Of the same tokens outside the cluster."""
+    by_outside: Estimate
+    """Of its members, where the same tokens outside the cluster are steered towards."""
+
+
+class Halves(NamedTuple):
+    """A text dealt to two halves of whole windows: a model is steered on the one and looked at on the other."""
+
+    steered: Steered
+    fit: Bool[ndarray, " tokens"]
+    token_id: Int[ndarray, " tokens"]
+    windows: Int[ndarray, " tokens"]
+
+    def fall(self, chosen: Bool[ndarray, " tokens"]) -> Float[ndarray, " tokens"]:
+        """Of every token of the half that is looked at, where some of the other are steered towards; NaN for those."""
+        found = np.full(len(self.fit), np.nan)
+        found[~self.fit] = self.steered.fall(np.flatnonzero(chosen[self.fit]))
+        return found
+
+    def mean(self, fall: Float[ndarray, " tokens"], where: Bool[ndarray, " tokens"]) -> Estimate:
+        """Over some tokens of the half that is looked at; NaN for fewer than `LEAST`."""
+        where = where & ~self.fit
+        few = where.sum() < LEAST
+        return Estimate(math.nan, math.nan, math.nan) if few else mean_of(fall[where], self.windows[where])
+
+
+def steer(
+    halves: Halves, member: Bool[ndarray, " tokens"], seed: int | tuple[int, ...] = 0
+) -> tuple[Falls, Float[ndarray, " tokens"]]:
+    """Steer towards a cluster, and towards the sets that it is compared with.
+
+    Args:
+        member: the cluster; it needs `LEAST` members in each half (`steerable`).
+        seed: of the sets.
+
+    Returns:
+        What there is to say of it, and the fall of every token (`Halves.fall`).
+    """
+    rng, fit = np.random.default_rng(seed), halves.fit
+    random = random_like(member, fit, rng)
+    same = same_tokens_outside(member, fit, halves.token_id, rng)
+    fall = halves.fall(member)
+    by_outside = Estimate(math.nan, math.nan, math.nan)
+    if (same & fit).sum() >= LEAST:
+        by_outside = halves.mean(halves.fall(same), member)
+    falls = Falls(
+        int((member & fit).sum()),
+        int((member & ~fit).sum()),
+        halves.mean(fall, member),
+        float(fall[~fit & ~member].mean()),
+        float(halves.fall(random)[random & ~fit].mean()),
+        halves.mean(fall, same),
+        by_outside,
+    )
+    return falls, fall

@@ -69,7 +69,7 @@ def tilted_draws(
     name: str = "full",
     chain: int = 0,
 ) -> Iterator[Draw]:
-    """Draws of chains at h and at -h with common noise; where the settings say antithetic, then of their mirrored twins.
+    """Draws of chains at h and at -h with common noise, and of their mirrored twins where the settings are antithetic.
 
     Args:
         start: w* restricted to the component, flat.

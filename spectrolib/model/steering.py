@@ -61,8 +61,8 @@ class Steered:
     def __init__(self, engine: Engine, text, fit, test, settings: Steering = Steering()):
         self.engine, self.settings = engine, settings
         self.text, self.fit, self.test = (engine.ids(windows) for windows in (text, fit, test))
-        slope = mean_gradient(engine, self.text)
-        self.rate = settings.fall / float(sum(part.double().square().sum() for part in slope.values()))
+        self.slope = mean_gradient(engine, self.text)  # of the first step, whatever the set
+        self.rate = settings.fall / float(sum(part.double().square().sum() for part in self.slope.values()))
         self.plain = self._after(0.0, None)
 
     def fall(self, chosen: Int[ndarray, " set"]) -> Float[ndarray, " tokens"]:
@@ -86,8 +86,8 @@ class Steered:
     def _after(self, h: float, weights: Tensor | None) -> Float[Tensor, " tokens"]:
         """Losses of the test windows after the steps."""
         engine = self.engine
-        for _ in range(self.settings.steps):
-            slope = mean_gradient(engine, self.text)
+        for step in range(self.settings.steps):
+            slope = mean_gradient(engine, self.text) if step else self.slope
             if weights is not None:
                 own = weighted_gradient(engine, self.fit, weights)
                 slope = {name: (1 - h) * part + h * own[name] for name, part in slope.items()}

