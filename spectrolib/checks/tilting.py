@@ -35,7 +35,7 @@ from ..posterior import Chain, Draw, Gradients, Member, Settings, lockstep
 
 
 @dataclass(frozen=True)
-class Response:
+class TiltedMeans:
     """Means at each draw, over the chains that share noise, with the data tilted by h and by -h."""
 
     h: float
@@ -51,7 +51,7 @@ class Response:
         return float(above - below) / (2 * self.h * self.nbeta)
 
 
-def two_chain_response(restricted: Response, full: Response) -> float:
+def two_chain_response(restricted: TiltedMeans, full: TiltedMeans) -> float:
     """The same of (Z_C / Z) <g>_C, in units of Z_C / Z at h = 0: to compare with the two-chain susceptibility."""
     apart = restricted.moment.mean(axis=0) - full.moment.mean(axis=0)
     half = -restricted.nbeta * restricted.h * float(apart.mean())  # of the change of log (Z_C / Z) from -h to h
@@ -109,7 +109,7 @@ def tilted_response(
     windows,
     weights: Float[ndarray, "windows time"],
     chain: int = 0,
-) -> Response:
+) -> TiltedMeans:
     """The response of one component of a language model to more of a set of tokens in the data.
 
     Args:
@@ -143,4 +143,4 @@ def tilted_response(
         both = torch.stack([rise, own - rise]).view(2, -1, 2).mean(dim=1)  # over mirrored twins
         found.append(both.cpu().numpy())
     rises, moments = np.stack(found, axis=1)
-    return Response(h, settings.nbeta, rises, moments)
+    return TiltedMeans(h, settings.nbeta, rises, moments)

@@ -1,5 +1,5 @@
-"""The command line, a module for each command: ``spectro measure``, ``info``, ``cluster``, ``cards``, ``map``,
-``near``, ``match``, ``plan`` and ``tune``.
+"""The command line, a module for each command: ``spectro measure``, ``info``, ``cluster``, ``check``, ``cards``,
+``map``, ``near``, ``match``, ``plan`` and ``tune``.
 
 Errors that the user can mend are one line on stderr: exit code 2 for bad input, 1 where a run failed, 130 after Ctrl-C.
 """
@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .cards import cards_command
+from .check import check_command
 from .cluster import cluster_command
 from .info import info_command
 from .map import map_command
@@ -26,6 +27,7 @@ _COMMANDS = (
     measure_command,
     info_command,
     cluster_command,
+    check_command,
     cards_command,
     map_command,
     near_command,

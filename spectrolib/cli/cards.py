@@ -63,7 +63,8 @@ def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str
     expected = guesses_for(run, result, model)
     output = {} if expected is None else {"guesses": expected[0], "names": expected[1]}
     features = describe(text, loss=result["loss"].values if "loss" in result else None, **output)
-    described = room.cards(result, found, features=features, **standardisation(run), examples=examples, seed=seed)
+    shape = {"examples": examples, "seed": seed, "effects": _effects(run, len(found.sizes))}
+    described = room.cards(result, found, features=features, **standardisation(run), **shape)
     if endpoint is not None:
         described = naming.name_cards(described, text, found.labels, endpoint, seed=seed)
     rules = [card.rule for card in described if card.rule is not None]
@@ -84,6 +85,17 @@ def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str
     room.save_cards(described, run, summary)
     catalogue.write_catalogue(described, run, title=f"Clusters of {run.resolve().name}", about=about)
     return described, summary
+
+
+def _effects(run: Path, clusters: int) -> list:
+    """What `spectro check` found out, if it was run on these clusters."""
+    from ..reading.effects import open_effects
+
+    file = run / "check.json"
+    if not file.exists() or file.stat().st_mtime < (run / "clusters.npz").stat().st_mtime:
+        return []
+    found = open_effects(run)
+    return found if len(found) == clusters else []
 
 
 def _median(values) -> float | None:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .components import Component, Heads, check
+from .components import Component, Heads, check_component
 from .engine import Engine
 from .layers import attention_of, mlp_of, norm, norms_of
 
@@ -43,7 +43,7 @@ def silenced_losses(
     Raises:
         ValueError: for a component that is none of these, or windows that the model cannot read.
     """
-    members = [check(name, engine.shape) for name in names]
+    members = [check_component(name, engine.shape) for name in names]
     for member in members:
         if member.layer is None:
             raise ValueError(f"{str(member)!r} cannot be silenced: only heads, groups of heads and MLPs can")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -19,12 +19,14 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from ..checks import intervals
+from ..checks.causal import Falls
 from ..checks.intervals import Estimate
 from ..estimator import standardise
 from ..run.store import open_json, save_json
 from ..text.runningtext import RunningText, running_text
 from . import rules
 from .conditions import Features, describe
+from .effects import Cost, Effect, read_costs, read_falls
 from .rules import Rule, Shared
 
 if TYPE_CHECKING:
@@ -109,6 +111,10 @@ class Card:
     """Median over members of their loss at w*, nats."""
     length: float | None = None
     """Median over members of the length of their resolved rows, where 1 is the root mean square over all tokens."""
+    costs: tuple[Cost, ...] = ()
+    """What silencing components costs it, where that was tried (`effects`)."""
+    falls: Falls | None = None
+    """What steering towards it did, where that was tried."""
 
 
 def cards(
@@ -119,6 +125,7 @@ def cards(
     tokenizer=None,
     rows: Literal["center", "zscore"] | None = "center",
     whiten: bool = False,
+    effects: Sequence[Effect] = (),
     examples: int = 12,
     seed: int = 0,
 ) -> list[Card]:
@@ -130,6 +137,7 @@ def cards(
         features: from `conditions.describe`; made from the result when None.
         tokenizer: of the measured model, for characters cut into several tokens; see `runningtext.running_text`.
         rows, whiten: how the vectors that were clustered are standardised, as in `estimator.standardise`.
+        effects: what was done to the clusters, of `effects.open_effects`.
         examples: members to show.
         seed: of the examples and of the halves that rules are fitted on.
 
@@ -142,7 +150,7 @@ def cards(
             f"the clusters are of {len(clustering.labels):,} tokens, the result has {len(chi):,}: cluster it again"
         )
     loss = result["loss"].values if "loss" in result else None
-    return for_labels(
+    found = for_labels(
         features or describe(running_text(result, tokenizer), loss=loss),
         clustering.labels,
         standardise(chi, rows=rows),
@@ -156,6 +164,8 @@ def cards(
         examples=examples,
         seed=seed,
     )
+    done = {effect.cluster: {"costs": effect.costs, "falls": effect.falls} for effect in effects}
+    return [replace(card, **done.get(card.cluster, {})) for card in found]
 
 
 def _reliability(result, rows) -> Float[ndarray, " tokens"] | None:
@@ -412,5 +422,7 @@ def _read(card: dict) -> Card:
             rule.get("halves", 0),  # of cards made before there was one
         ),
         "name": name and Name(name[0], name[1], _estimate(name[2])),
+        "costs": read_costs(card.get("costs", ())),
+        "falls": read_falls(card.get("falls")),
     }
     return Card(**card | kept)

@@ -118,7 +118,7 @@ def _card(card: Card, token_map: str) -> str:
         f'<article id="{anchor(card.cluster)}" tabindex="-1" data-cluster="{card.cluster}" data-confident="{sure}" '
         f'data-family="{html.escape(card.family)}"{numbers}>'
         f'<h2><a href="#{anchor(card.cluster)}" aria-label="Link to cluster {card.cluster}">{card.cluster}</a> '
-        f"{_own(card.label)}</h2>{_facts(card, on_map)}{_rule(card)}{_examples(shown)}"
+        f"{_own(card.label)}</h2>{_facts(card, on_map)}{_rule(card)}{_done(card)}{_examples(shown)}"
         f"{more}<details><summary>What members share, components, neighbours</summary>{_tokens(card)}"
         f"{_shared(card)}{_responses(card)}{_nearest(card)}</details></article>"
     )
@@ -179,6 +179,26 @@ def _rule(card: Card) -> str:
         f'<p class="rule" title="{how}">{best}Precision {_span(rule.precision)}, recall {_span(rule.recall)} '
         f"<small>on {rule.split}s that were not fitted on</small></p>"
     )
+
+
+def _done(card: Card) -> str:
+    """What silencing its worst component, and steering towards it, did to it; nothing where neither was tried."""
+    said = []
+    if card.costs:
+        worst, *others = card.costs
+        further = ", ".join(f"{cost.component} {cost.own.value:.2f} nats" for cost in others)
+        said.append(
+            f"Removing {_own(worst.component)} costs this cluster {_span(worst.own)} nats, others "
+            f"{worst.others:.2f}" + (f" <small>(next: {_own(further)})</small>" if further else "") + "."
+        )
+    if card.falls is not None:
+        falls = card.falls
+        said.append(
+            f"Steered towards on half of the documents, its members in the other half fall by {_span(falls.own)} nats, "
+            f"other tokens by {falls.rest:.2f}; a random set of its size by {falls.random:.2f}, the same tokens "
+            f"outside it by {_span(falls.outside)}."
+        )
+    return f'<p class="done">{"<br>".join(said)}</p>' if said else ""
 
 
 def _tokens(card: Card) -> str:

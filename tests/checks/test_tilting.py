@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectrolib.checks.tilting import Response, tilted_draws, tilted_response, two_chain_response
+from spectrolib.checks.tilting import TiltedMeans, tilted_draws, tilted_response, two_chain_response
 from spectrolib.exact import enumerable
 from spectrolib.exact.quadratic import Quadratic, gibbs, replicated, sgld_law
 from spectrolib.model.loading import engine_of
@@ -87,7 +87,7 @@ def test_both_estimators_in_an_exact_world(block):
             at_rest = enumerable.rise_and_excess(toy, toy.losses(toy.best).numpy()[None])[1][0]
             moment = (grid.mean(excess - at_rest) * members).sum()
             values.append((float(grid.mean(rise)), float(moment)))
-        found[part] = Response(h, settings.nbeta, *np.array(values).T[:, None, :])
+        found[part] = TiltedMeans(h, settings.nbeta, *np.array(values).T[:, None, :])
     one, two = ((table * members).sum() for table in (exact.one_chain, exact.two_chain))
     assert one < 0  # more of them, and the block's loss falls
     assert found[block].one_chain() == pytest.approx(one, rel=1e-3)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from spectrolib.checks import causal
-from spectrolib.checks.tilting import Response, tilted_response, two_chain_response
+from spectrolib.checks.tilting import TiltedMeans, tilted_response, two_chain_response
 from spectrolib.dictionaries.windows import measured_windows
 from spectrolib.estimator import standardise, with_estimator
 from spectrolib.model.ablation import silenceable, silenced_losses
@@ -33,11 +33,11 @@ from spectrolib.run.store import save_json
 
 from .. import DATA, directions, shipped
 
-STEERED, TEXT = 12, 16
+STEERED, TEXT = 6, 16
 """Clusters of each kind that are steered towards; windows of the text that they are tilted from."""
-TILTED, COMPONENTS, MOST = 3, 4, 4
+TILTED, COMPONENTS, MOST = 2, 2, 4
 """Clusters of each kind that text is tilted towards, components of each, and windows that hold the members at most."""
-H, BEND = 0.3, (0.1, 0.6, 0.9)
+H, BEND = 0.3, (0.1, 0.9)
 """Tilts: of all pairs, and further ones of the first pair of each kind."""
 READ = 40
 """Sampling windows on which the mean loss rise is read."""
@@ -102,8 +102,8 @@ def run(folder: Path, world: World | None = None) -> None:
             },
             "components": world.names,
             "ablation": ablation(world, rise, first),
-            "steering": steering(world, folder, rows(world, first)),
             "tilting": tilting(world, folder),
+            "steering": steering(world, folder, rows(world, first)),
             "manifest": world.plan.manifest(),
             "clusters": {kind: int(labels.max()) + 1 for kind, labels in world.labels.items()},
         }
@@ -210,7 +210,7 @@ def uphill(world: World) -> dict:
 
 
 def costs(rise: ndarray, labels: ndarray, lost: ndarray, row: ndarray) -> list[dict]:
-    """Of each cluster, the component whose removal hurts it most above others, in nats; and the one that its row names."""
+    """Of each cluster, the component whose removal hurts it most above others, and the one that its row names; nats."""
     own, others = causal.cluster_means(rise, labels), causal.rest_means(rise, labels)
     return [
         {"worst": int(worst), "own": own[c, worst], "others": others[c, worst], "named": int(row[c].argmax())}
@@ -241,7 +241,7 @@ def steering(world: World, folder: Path, tables: Mapping[str, Float[ndarray, "to
     for kind, labels in world.labels.items():
         rng = np.random.default_rng([world.seed, len(kind)])
         able = causal.steerable(labels, dealt.fit)
-        chosen = np.sort(rng.choice(able, min(STEERED, len(able)), replace=False))
+        chosen = np.sort(rng.permutation(able)[:STEERED])
         simple = kmeans_labels(thinned(tables[kind]), int(labels.max()) + 1, where=labels >= 0, seed=world.seed)
         others = [likest(labels == c, simple, dealt.fit) for c in chosen]
         pieces, falls = [], []
@@ -326,7 +326,10 @@ def agreement(
     place: Int[ndarray, " steered"],
     seed: int,
 ) -> dict:
-    """Rank correlation over all other clusters, on average over those steered towards; and with another one's prediction."""
+    """Rank correlation over all other clusters, on average over those steered towards.
+
+    The level of chance is the same with the prediction for another of those.
+    """
     count = len(place)
     table = np.zeros((count, count))
     for i in range(count):
@@ -352,9 +355,9 @@ def sampler(world: World):
         seed=world.seed,
         batch_size=2,
         chains=1,
-        draws=4,
-        steps_between_draws=6,
-        burn_in=12,
+        draws=3,
+        steps_between_draws=5,
+        burn_in=8,
         tilt=0.0,
     )
 
@@ -370,7 +373,7 @@ def held(
     return member, some, weights
 
 
-def respond(world: World, folder: Path, kind: str, cluster: int, component: str, h: float) -> Response:
+def respond(world: World, folder: Path, kind: str, cluster: int, component: str, h: float) -> TiltedMeans:
     """The response of a component to more of a cluster; kept in the folder."""
     file = folder / "tilted" / f"{kind}-{cluster}-{component.replace(' ', '')}-{h}.json"
     if not file.exists():
@@ -388,7 +391,7 @@ def respond(world: World, folder: Path, kind: str, cluster: int, component: str,
         file.parent.mkdir(exist_ok=True)
         save_json(file.parent, file.name, {name: np.asarray(value).tolist() for name, value in asdict(found).items()})
     stored = json.loads(file.read_text())
-    return Response(stored["h"], stored["nbeta"], np.array(stored["rise"]), np.array(stored["moment"]))
+    return TiltedMeans(stored["h"], stored["nbeta"], np.array(stored["rise"]), np.array(stored["moment"]))
 
 
 def tilting(world: World, folder: Path) -> dict:
@@ -402,10 +405,11 @@ def tilting(world: World, folder: Path) -> dict:
     pairs, bend = [], []
     for kind, labels in world.labels.items():
         rng = np.random.default_rng([world.seed, len(kind), 1])
-        for cluster in rng.choice(int(labels.max()) + 1, TILTED, replace=False).tolist():
+        for cluster in rng.permutation(int(labels.max()) + 1)[:TILTED].tolist():
             member, some, _ = held(world, labels == cluster)
             moment = np.full((1, 2), world.result["full_moment"].values[member].mean())
-            for component in sorted(rng.choice(world.names, COMPONENTS, replace=False).tolist()):
+            own = np.random.default_rng([world.seed, len(kind), cluster])
+            for component in own.permutation(world.names)[:COMPONENTS].tolist():
                 found, column = respond(world, folder, kind, cluster, component, H), every.index(component)
                 about = {"kind": kind, "cluster": cluster, "component": component}
                 pairs.append(
