@@ -26,6 +26,7 @@ from spectrolib.model.loading import engine_of
 from spectrolib.model.steering import Steered, Steering
 from spectrolib.reading.cards import kmeans_labels
 from spectrolib.reading.rules import deals
+from spectrolib.run.files import write_whole
 from spectrolib.run.measure import measure
 from spectrolib.run.plan import Plan
 from spectrolib.run.resolved import rows_of
@@ -132,9 +133,7 @@ def silenced(world: World, folder: Path) -> Float[ndarray, "tokens components"]:
     if not file.exists():
         start = world.engine.losses(world.windows)
         losses = silenced_losses(world.engine, world.names, world.windows)
-        part = folder / "silenced.part.npy"
-        np.save(part, (losses - start).flatten(1).T.cpu().numpy())
-        part.rename(file)
+        write_whole(file, lambda part: np.save(part, (losses - start).flatten(1).T.cpu().numpy()))
     return np.load(file).astype(np.float64)
 
 
@@ -242,7 +241,7 @@ def steering(world: World, folder: Path, tables: Mapping[str, Float[ndarray, "to
         rng = np.random.default_rng([world.seed, len(kind)])
         able = causal.steerable(labels, dealt.fit)
         chosen = np.sort(rng.permutation(able)[:STEERED])
-        simple = kmeans_labels(thinned(tables[kind]), int(labels.max()) + 1, where=labels >= 0, seed=world.seed)
+        simple = kmeans(folder / f"kmeans-{kind}.npy", tables[kind], labels, world.seed)
         others = [likest(labels == c, simple, dealt.fit) for c in chosen]
         pieces, falls = [], []
         for c, partner in zip(chosen.tolist(), others, strict=True):
@@ -255,6 +254,16 @@ def steering(world: World, folder: Path, tables: Mapping[str, Float[ndarray, "to
             "together": together(world, dealt.fit, labels, chosen, np.array(falls), tables[kind]),
         }
     return found
+
+
+def kmeans(
+    file: Path, table: Float[ndarray, "tokens channels"], labels: Int[ndarray, " tokens"], seed: int
+) -> Int[ndarray, " tokens"]:
+    """As many clusters of k-means on the rows of the clustered tokens; kept in a file."""
+    if not file.exists():
+        found = kmeans_labels(thinned(table), int(labels.max()) + 1, where=labels >= 0, seed=seed)
+        write_whole(file, lambda part: np.save(part, found))
+    return np.load(file)
 
 
 def thinned(table: Float[ndarray, "tokens channels"], most: int = 256) -> Float[ndarray, "tokens channels"]:
@@ -280,9 +289,7 @@ def steered_piece(
         simple = dealt.mean(dealt.fall(partner), partner)
         piece = {"cluster": cluster} | found._asdict() | {"k-means": simple, "k-means size": int(partner.sum())}
         file.parent.mkdir(exist_ok=True)
-        part = file.with_suffix(".part.npz")
-        np.savez(part, fall=fall, piece=json.dumps(plain(piece)))
-        part.rename(file)
+        write_whole(file, lambda part: np.savez(part, fall=fall, piece=json.dumps(plain(piece))))
     with np.load(file) as stored:
         return json.loads(stored["piece"].item()), stored["fall"]
 
