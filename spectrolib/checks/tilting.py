@@ -98,7 +98,7 @@ def tilted_draws(
     yield from lockstep(chains, gradients, settings)
 
 
-def tilted_response(
+def component_response(
     engine: Engine,
     component: str,
     settings: Settings,

@@ -26,7 +26,7 @@ from ..run.store import open_json, save_json
 from ..text.runningtext import RunningText, running_text
 from . import rules
 from .conditions import Features, describe
-from .effects import Cost, Effect, read_costs, read_falls
+from .effects import Effect, RemovalCost, read_costs, read_falls
 from .rules import Rule, Shared
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Card:
     """Median over members of their loss at w*, nats."""
     length: float | None = None
     """Median over members of the length of their resolved rows, where 1 is the root mean square over all tokens."""
-    costs: tuple[Cost, ...] = ()
+    costs: tuple[RemovalCost, ...] = ()
     """What silencing components costs it, where that was tried (`effects`)."""
     falls: Falls | None = None
     """What steering towards it did, where that was tried."""

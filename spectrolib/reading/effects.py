@@ -37,7 +37,7 @@ TEXT = 16
 """Windows of the text that clusters are tilted from, at most."""
 
 
-class Cost(NamedTuple):
+class RemovalCost(NamedTuple):
     """What silencing a component costs a cluster, nats."""
 
     component: str
@@ -51,7 +51,7 @@ class Effect(NamedTuple):
     """What was done to one cluster."""
 
     cluster: int
-    costs: tuple[Cost, ...]
+    costs: tuple[RemovalCost, ...]
     """Of the components that cost it most above other tokens, each by the spread of its costs over tokens."""
     falls: Falls | None
     """None where it was not steered towards."""
@@ -157,7 +157,8 @@ def effects(
     for cluster, first in enumerate(order.tolist()):
         member = labels == cluster
         costs = [
-            Cost(names[i], causal.mean_of(rise[member, i], number[member]), float(others[cluster, i])) for i in first
+            RemovalCost(names[i], causal.mean_of(rise[member, i], number[member]), float(others[cluster, i]))
+            for i in first
         ]
         found.append(Effect(cluster, tuple(costs), falls.get(cluster)))
     return found
@@ -201,9 +202,9 @@ def _falls(values: Sequence) -> Falls:
     return Falls(fit, test, _estimate(own), rest, random, _estimate(outside), _estimate(by_outside))
 
 
-def read_costs(values: Sequence) -> tuple[Cost, ...]:
+def read_costs(values: Sequence) -> tuple[RemovalCost, ...]:
     """Costs as they stand in JSON."""
-    return tuple(Cost(component, _estimate(own), others) for component, own, others in values)
+    return tuple(RemovalCost(component, _estimate(own), others) for component, own, others in values)
 
 
 def read_falls(values: Sequence | None) -> Falls | None:

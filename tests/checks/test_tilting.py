@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from spectrolib.checks.tilting import TiltedMeans, tilted_draws, tilted_response, two_chain_response
+from spectrolib.checks.tilting import TiltedMeans, component_response, tilted_draws, two_chain_response
 from spectrolib.exact import enumerable
 from spectrolib.exact.quadratic import Quadratic, gibbs, replicated, sgld_law
 from spectrolib.model.loading import engine_of
@@ -111,8 +111,8 @@ def test_a_language_model_answers_as_its_covariance_says(tiny_gpt_neox, tiny_win
     )
     weights = np.full((1, tiny_windows.shape[1] - 1), 1 / (tiny_windows.shape[1] - 1))
     shared = {"sampling": tiny_windows, "read": tiny_windows, "windows": tiny_windows[:1], "weights": weights}
-    found = tilted_response(engine, "l1 mlp", settings, 0.3, **shared)
-    again = tilted_response(engine, "l1 mlp", settings, 0.15, **shared)
+    found = component_response(engine, "l1 mlp", settings, 0.3, **shared)
+    again = component_response(engine, "l1 mlp", settings, 0.15, **shared)
     assert found.one_chain() == pytest.approx(again.one_chain(), rel=0.2)  # linear
     # the same number as a response to nβ, which is what the estimator makes of teams
     nbeta, group = 2.0, engine.group(["l1 mlp"] * 4)
@@ -132,8 +132,8 @@ def test_bad_settings_are_refused(tiny_gpt_neox, tiny_windows):
     text = {"sampling": tiny_windows, "read": tiny_windows, "windows": tiny_windows[:1]}
     weights = np.full((1, 11), 1 / 11)
     with pytest.raises(ValueError, match="moves nothing at nbeta = 0"):
-        tilted_response(engine, "l0h0", replace(SETTINGS, nbeta=0.0), 0.1, **text, weights=weights)
+        component_response(engine, "l0h0", replace(SETTINGS, nbeta=0.0), 0.1, **text, weights=weights)
     with pytest.raises(ValueError, match="h must be positive"):
-        tilted_response(engine, "l0h0", SETTINGS, 0.0, **text, weights=weights)
+        component_response(engine, "l0h0", SETTINGS, 0.0, **text, weights=weights)
     with pytest.raises(ValueError, match="must sum to 1, got 2"):
-        tilted_response(engine, "l0h0", SETTINGS, 0.1, **text, weights=2 * weights)
+        component_response(engine, "l0h0", SETTINGS, 0.1, **text, weights=2 * weights)

@@ -14,7 +14,7 @@ import pytest
 from spectrolib.checks.intervals import Estimate
 from spectrolib.reading import cards, catalogue
 from spectrolib.reading.conditions import describe
-from spectrolib.reading.effects import Cost
+from spectrolib.reading.effects import RemovalCost
 from spectrolib.text.runningtext import FAMILIES, running_text
 
 HOSTILE = [
@@ -57,7 +57,7 @@ def hostile(card, i: int):
         responses=tuple(r._replace(component=text) for r in card.responses),
         rule=card.rule and dataclasses.replace(card.rule, conditions=(text, text)),
         name=cards.Name(text, text, Estimate(0.5, 0.3, 0.7)),
-        costs=(Cost(text, Estimate(0.5, 0.3, 0.7), 0.1), Cost(text, Estimate(0.5, 0.3, 0.7), 0.1)),
+        costs=(RemovalCost(text, Estimate(0.5, 0.3, 0.7), 0.1), RemovalCost(text, Estimate(0.5, 0.3, 0.7), 0.1)),
     )
 
 

@@ -74,7 +74,7 @@ def test_pieces_of_another_check_are_not_taken(checked, tmp_path):
 def test_a_table_survives_the_disk(checked, tmp_path):
     unknown = Estimate(math.nan, math.nan, math.nan)
     falls = causal.Falls(5, 6, Estimate(0.5, 0.25, 0.75), 0.125, -0.5, unknown, unknown)
-    cost = effects.Cost("l0 mlp", Estimate(1.5, 1.0, 2.0), 0.25)
+    cost = effects.RemovalCost("l0 mlp", Estimate(1.5, 1.0, 2.0), 0.25)
     made = [effects.Effect(0, (cost,), falls), effects.Effect(1, (cost, cost), None)]
     effects.save_effects(made, tmp_path, {"seed": 0})
     assert repr(effects.open_effects(tmp_path)) == repr(made)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from spectrolib.checks import causal
-from spectrolib.checks.tilting import TiltedMeans, tilted_response, two_chain_response
+from spectrolib.checks.tilting import TiltedMeans, component_response, two_chain_response
 from spectrolib.dictionaries.windows import measured_windows
 from spectrolib.estimator import standardise, with_estimator
 from spectrolib.model.ablation import silenceable, silenced_losses
@@ -385,7 +385,7 @@ def respond(world: World, folder: Path, kind: str, cluster: int, component: str,
     file = folder / "tilted" / f"{kind}-{cluster}-{component.replace(' ', '')}-{h}.json"
     if not file.exists():
         _, some, weights = held(world, world.labels[kind] == cluster)
-        found = tilted_response(
+        found = component_response(
             world.engine,
             component,
             sampler(world),
