@@ -199,6 +199,7 @@ def _estimate(values: Sequence) -> Estimate:
 
 def _falls(values: Sequence) -> Falls:
     fit, test, own, rest, random, outside, by_outside = values
+    rest, random = (np.nan if value is None else value for value in (rest, random))
     return Falls(fit, test, _estimate(own), rest, random, _estimate(outside), _estimate(by_outside))
 
 
