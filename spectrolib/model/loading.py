@@ -90,8 +90,9 @@ class LanguageModel:
         named = {_plain_name(name, self.shape): w.detach() for name, w in self.model.named_parameters()}
         found = {name: (str(w.dtype).removeprefix("torch."), tuple(w.shape)) for name, w in named.items()}
         _check_tensors(found, self.shape, f"model {self.name!r}")
-        check_finite(named, f"model {self.name!r}")
-        return {name: named[name] for name, _ in tensors(self.shape)}
+        weights = {name: named[name] for name, _ in tensors(self.shape)}
+        check_finite(weights, f"model {self.name!r}")
+        return weights
 
     @cached_property
     def tokens(self) -> Tokenizer | None:
@@ -231,8 +232,9 @@ def load_weights(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
         weights = {}
         for file in _weight_files(folder):
             weights |= {_plain_name(name, shape): tensor.float() for name, tensor in load_file(file).items()}
+    weights = {name: weights[name] for name, _ in tensors(shape)}  # a mask among the others may well be infinite
     check_finite(weights, str(folder))
-    return config, {name: weights[name] for name, _ in tensors(shape)}
+    return config, weights
 
 
 def _module(config: dict, weights: dict[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:

@@ -231,10 +231,11 @@ def running_text(result, tokenizer=None) -> RunningText:
 def token_names(tokenizer, ids: Int[ndarray, " n"]) -> dict[int, str]:
     """How tokens are called in a condition (`RunningText.names`), whether they stand in a text or not.
 
-    Raises:
-        ValueError: as `token_bytes`.
+    A model may have room for more tokens than its tokenizer knows; those go by their number.
     """
-    return _names(token_bytes(tokenizer, ids))
+    unique = np.unique(ids).tolist()
+    known = [i for i in unique if tokenizer.id_to_token(i) is not None]
+    return {i: f"token {i}" for i in unique} | _names(token_bytes(tokenizer, known))
 
 
 def _names(pieces: Mapping[int, bytes]) -> dict[int, str]:

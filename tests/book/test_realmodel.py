@@ -47,5 +47,6 @@ def test_the_shipped_cards_are_of_the_shipped_clusters():
     assert [card.share for card in cards] == pytest.approx(found.share.tolist())
     text = running_text(realmodel.tokens())
     for example in (card.examples[0] for card in cards):
-        assert example.token in ("\ufffd", text.context(example.row)[1])
+        said = text.context(example.row)[1]
+        assert example.token == said or "\ufffd" in said
         assert found.labels[example.row] >= 0

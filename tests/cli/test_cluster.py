@@ -110,7 +110,7 @@ def test_the_same_in_json(run):
         (["--rows", "all"], "unknown rows 'all': they must be resolved, paper, zscore or none"),
         (["--min-size", 0], "min_size must be at least 1"),
         (["--max-size", 5], "max_size must be at least min_size"),
-        (["--barrier", 0], "barrier must be at least 1"),
+        (["--barrier", 0], "barrier must be a number of at least 1"),
     ],
 )
 def test_bad_options_are_one_line(run, options, message):

@@ -280,7 +280,7 @@ def test_ctrl_c_ends_processes_at_once(tmp_path):
     program = tmp_path / "slow.py"
     program.write_text(SLOW)
     with started([sys.executable, program]) as process:
-        assert process.stdout.readline() == "begun\n"
+        assert process.stdout.readline().startswith("begun")  # two processes may write it at once
         press_ctrl_c(process)
         _, error = process.communicate(timeout=60)
         assert error.count("Traceback") == 1 and error.rstrip().endswith("KeyboardInterrupt")

@@ -9,7 +9,7 @@ import xarray as xr
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from spectrobook import shipped
-from spectrolib.text.runningtext import FAMILIES, running_text, token_bytes, token_class, token_texts
+from spectrolib.text.runningtext import FAMILIES, running_text, token_bytes, token_class, token_names, token_texts
 
 TEXT = "naïve «Ж» 𝒳 = 'привет'\n    return 数\t<b>\r\n"
 
@@ -236,3 +236,8 @@ def result_of(ids: list[int], texts: list[str]) -> xr.Dataset:
     columns = {"sequence": [0] * n, "position": range(1, n + 1), "token_id": ids, "text": texts}
     columns |= {"domain": ["d"] * n, "document": ["d.txt"] * n}
     return xr.Dataset(coords={name: ("token", np.array(list(values))) for name, values in columns.items()})
+
+
+def test_tokens_beyond_the_tokenizer_go_by_their_number():
+    names = token_names(shipped.tokenizer(), np.array([5, 5, 999_999]))
+    assert set(names) == {5, 999_999} and names[999_999] == "token 999999" and names[5] != "token 5"
