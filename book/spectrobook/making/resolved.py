@@ -414,7 +414,8 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
     for name, one in make.items():
         table[name] = kept(folder / "tables", name, one, report)
     for name in ("cards", "matches"):
-        table[name] = json.loads((first / f"{name}.json").read_text())["about"]
+        about = json.loads((first / f"{name}.json").read_text())["about"]
+        table[name] = {key: value for key, value in about.items() if key != "run"}  # where it lay is nobody's business
     table["manifests"] = {name: json.loads(of(name).attrs["manifest"]) for name in plans(folder)}
     length = np.linalg.norm(rows_of(of("first")), axis=1)
     arrays = {name: value for name, value in vars(found).items() if isinstance(value, ndarray)}
