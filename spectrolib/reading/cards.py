@@ -26,7 +26,7 @@ from ..run.store import open_json, save_json
 from ..text.runningtext import RunningText, running_text
 from . import rules
 from .conditions import Features, describe
-from .effects import Effect, RemovalCost, read_costs, read_falls
+from .effects import Effect, RemovalCost, plain_values, read_costs, read_falls
 from .rules import Rule, Shared
 
 if TYPE_CHECKING:
@@ -374,7 +374,7 @@ def save_cards(found: Iterable[Card], folder: str | Path, about: Mapping | None 
     Raises:
         ValueError: if the folder cannot be written.
     """
-    content = {"format": FORMAT, "about": dict(about or {}), "cards": [_plain(asdict(card)) for card in found]}
+    content = {"format": FORMAT, "about": dict(about or {}), "cards": [plain_values(asdict(card)) for card in found]}
     return save_json(folder, "cards.json", content)
 
 
@@ -385,17 +385,6 @@ def open_cards(folder: str | Path) -> list[Card]:
         ValueError: if there are none, or the file is damaged or of another format.
     """
     return open_json(folder, "cards.json", FORMAT, "cards", lambda held: [_read(card) for card in held["cards"]])
-
-
-def _plain(value):
-    """As JSON holds it: no NaN, no infinity, no half of a surrogate pair."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _estimate(values: Sequence) -> Estimate:

@@ -7,6 +7,7 @@ RUN/check.json   the table, written last: what cards and catalogue show
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -142,7 +143,7 @@ def fallen(
             report(f"cluster {cluster} steered towards ({done + 1} of {len(clusters)})")
             halves = halves or checked.halves()
             found, _ = causal.steer(halves, checked.labels == cluster, (checked.seed, cluster))
-            save_json(folder, file.name, {"falls": _plain(found)})
+            save_json(folder, file.name, {"falls": plain_values(found)})
         yield cluster, _falls(json.loads(file.read_text())["falls"])
 
 
@@ -173,7 +174,7 @@ def save_effects(found: Sequence[Effect], folder: str | Path, about: Mapping) ->
     Raises:
         ValueError: if the folder cannot be written.
     """
-    content = {"format": FORMAT, "about": dict(about), "clusters": [_plain(effect) for effect in found]}
+    content = {"format": FORMAT, "about": dict(about), "clusters": [plain_values(effect) for effect in found]}
     return save_json(folder, "check.json", content)
 
 
@@ -186,11 +187,15 @@ def open_effects(folder: str | Path) -> list[Effect]:
     return open_json(folder, "check.json", FORMAT, "check", lambda held: [_effect(row) for row in held["clusters"]])
 
 
-def _plain(value):
-    """As JSON holds it: tuples as lists, no NaN, no infinity."""
+def plain_values(value):
+    """As JSON holds it: tuples as lists, no NaN, no infinity, no half of a surrogate pair."""
+    if isinstance(value, dict):
+        return {key: plain_values(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+        return [plain_values(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _estimate(values: Sequence) -> Estimate:

@@ -9,24 +9,16 @@ from spectrolib.posterior import Settings
 from spectrolib.run import tuning
 
 
+def tune(folder, text, tmp_path) -> tuple:
+    where = ("--out", tmp_path / "tune", "--model", folder, "--text", text)
+    return ("tune", *where, "--components", "l0h0", "--workers", 1)
+
+
 def test_tune_then_measure(folder, text, small, tmp_path, monkeypatch):
     monkeypatch.setattr(
         tuning, "grid", lambda base: [replace(base, gamma=g, draws=16, chains=4) for g in (300.0, 900.0)]
     )
-    tune = (
-        "tune",
-        "--out",
-        tmp_path / "tune",
-        "--model",
-        folder,
-        "--text",
-        text,
-        "--components",
-        "l0h0",
-        "--workers",
-        1,
-    )
-    code, out, error = spectro(*tune)
+    code, out, error = spectro(*tune(folder, text, tmp_path))
     chosen = json.loads((tmp_path / "tune" / "settings.json").read_text())["settings"] if code == 0 else None
     assert out.count("R-hat") == 2 and "γ 300" in out and "γ 900" in out
     assert (tmp_path / "tune" / "traces.html").read_text().count("<h2>") == 2
@@ -47,20 +39,7 @@ def test_measure_takes_settings_and_what_is_named_beside_them_goes_first(folder,
 
 def test_no_healthy_trial_is_one_line(folder, text, small, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "grid", lambda base: [replace(base, gamma=1e-3, step_size=1e-3)])
-    tune = (
-        "tune",
-        "--out",
-        tmp_path / "tune",
-        "--model",
-        folder,
-        "--text",
-        text,
-        "--components",
-        "l0h0",
-        "--workers",
-        1,
-    )
-    code, out, error = spectro(*tune)
+    code, out, error = spectro(*tune(folder, text, tmp_path))
     assert code == 2 and "not local" in out
     assert error.startswith("error: none of 1 trials is healthy") and error.count("\n") == 1
     assert not (tmp_path / "tune" / "settings.json").exists()
