@@ -34,12 +34,9 @@ from .components import FULL, Block, blocks, check_component
 from .engine import Engine
 from .layers import activate, embed, forward, norm, norms_of
 from .loss import cross_entropy
+from .operations import REDUCED, SIDE
 from .shapes import HEAD_NORMS, Shape
 
-SIDE = 512
-"""A side of a matrix up to which it is kept as it is."""
-REDUCED = 128
-"""Dimensions that a longer side is brought to."""
 TARGETS = 32
 """Tokens whose backward passes run together."""
 

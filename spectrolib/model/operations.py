@@ -44,14 +44,28 @@ def evaluation_operations(component: str | Component, shape: Shape, time: int) -
     return _own_operations(component, shape, time) + after * layer_operations(shape, time) + unembed
 
 
-def gradient_operations(shape: Shape, time: int, width: int, halves: int = 2, targets: int = 32) -> float:
-    """Operations that all components' sketched gradients of one token need, on average over a window.
+SIDE = 512
+"""A side of a matrix up to which a sketch of its gradient takes it as it is (`gradients`)."""
+REDUCED = 128
+"""Dimensions that a longer side is brought to."""
+
+
+def gradient_operations(
+    shape: Shape, time: int, width: int, halves: int = 2, targets: int = 32, share: float = 1.0
+) -> float:
+    """Operations that the components' sketched gradients of one token need, on average over a window.
 
     The way back through the positions before the token, and the product of slopes and inputs, cost what a forward pass
-    does; a forward pass serves ``targets`` tokens. Then the sketches of all weights, long sides left out of account.
+    does; a forward pass serves ``targets`` tokens. Then the sketches of ``share`` of the components' weights.
     """
+
+    def short(side: int) -> int:
+        return REDUCED if side > SIDE else side
+
     body = shape.layers * layer_operations(shape, time)
-    sketches = width * halves * body  # two for each weight and number, and a layer has two for each of its weights
+    heads = (2 * shape.heads + 2 * shape.groups) * shape.head_dim * short(shape.width)
+    kept = shape.layers * (heads + (len(shape.where.up) + 1) * short(shape.mlp) * short(shape.width))
+    sketches = share * 2 * kept * width * halves
     return (2 + 1 / targets) * body * (time + 1) / 2 + sketches + 4 * shape.width * shape.vocabulary
 
 

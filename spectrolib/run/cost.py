@@ -29,10 +29,17 @@ import torch
 from ..estimator import CONTROL_DRAWS, CovarianceSums
 from ..model.components import FULL, Component, names, weight_count
 from ..model.engine import CACHE_BYTES, TOKENS_PER_PASS, groups, one_thread
-from ..model.gradients import REDUCED, SIDE, TARGETS
+from ..model.gradients import TARGETS
 from ..model.loading import load_model
 from ..model.loss import TOKEN_BLOCK
-from ..model.operations import evaluation_operations, gradient_operations, layer_operations, step_operations
+from ..model.operations import (
+    REDUCED,
+    SIDE,
+    evaluation_operations,
+    gradient_operations,
+    layer_operations,
+    step_operations,
+)
 from ..model.shapes import KNOWN, Shape, plain_name
 from ..posterior import Settings
 from ..text.corpus import BUNDLED
@@ -341,7 +348,8 @@ def of(plan) -> Cost:
     """What a `Plan` takes, counted: each shard of its probe text repeats its chains."""
     work, shards = Work.of(plan), len(plan.stretches())
     if plan.first_order:
-        operations_each = gradient_operations(work.shape, work.length - 1, plan.width)
+        share = len(plan.components) / len(names(work.shape))
+        operations_each = gradient_operations(work.shape, work.length - 1, plan.width, share=share)
         return Cost(len(plan.tasks), 0, float(work.tokens), 0.0, work.tokens * operations_each)
     s, teams = work.settings, work.settings.chains * len(work.sampled)
     draw_tokens = work.members * (work.tokens + shards * work.loss_tokens)

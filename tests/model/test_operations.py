@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import random_gpt_neox
 
-from spectrolib.model.operations import evaluation_operations, step_operations
-from spectrolib.model.shapes import Shape
+from spectrolib.model.operations import evaluation_operations, gradient_operations, step_operations
+from spectrolib.model.shapes import KNOWN, Shape
 
 
 def test_operations_agree_with_a_count_of_the_products():
@@ -24,3 +24,15 @@ def test_operations_agree_with_a_count_of_the_products():
     with FlopCounterMode(display=False) as step:
         (hidden @ weight.T).sum().backward()
     assert step_operations("unembed", shape, 16) * tokens == step.get_total_flops()
+
+
+def test_a_sketch_costs_two_operations_for_each_weight_that_is_kept_of_a_long_side():
+    def sketches(shape: Shape, **options) -> float:
+        one, two = (gradient_operations(shape, 128, width, **options) for width in (1, 2))
+        return two - one
+
+    pythia, real = KNOWN["pythia-14m"], KNOWN["smollm2-135m"]
+    assert sketches(pythia) == 2 * 2 * 6 * 12 * 128**2  # halves; layers of twelve squares of the width
+    assert sketches(pythia, halves=1, share=0.25) == sketches(pythia) / 8
+    heads, mlp = (2 * 9 + 2 * 3) * 64 * 128, 3 * 128 * 128  # sides of 576 and 1536 are brought to 128
+    assert sketches(real) == 2 * 2 * 30 * (heads + mlp)
