@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -12,9 +12,6 @@ from rich.table import Table
 
 from .runs import CUT, clustered_result, standardisation, tokenizer_for
 from .terminal import console, one_line_errors, print_rows
-
-if TYPE_CHECKING:
-    pass
 
 LISTED = 5
 """Places of a context that are listed."""
