@@ -21,6 +21,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -441,11 +442,27 @@ def _each(run, rows: Float[ndarray, "n d"], chosen: Sequence[ndarray], workers: 
         file = Path(folder) / "rows.npy"
         np.save(file, rows)
         try:
-            yield from pool.map(functools.partial(_from_file, run, file), chosen)
+            with _ctrl_c_held():
+                found = pool.map(functools.partial(_from_file, run, file), chosen)
+            yield from found
         except BaseException:  # Ctrl-C above all: nobody waits for what is begun
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
             raise
+
+
+@contextmanager
+def _ctrl_c_held() -> Iterator[None]:
+    """Processes that are started meanwhile never see Ctrl-C, not even while they import; this one sees it after."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # first, since it unblocks what is blocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _one_of_many() -> None:

@@ -34,9 +34,9 @@ from spectrolib.run.store import save_json
 
 from .. import DATA, directions, shipped
 
-STEERED, TEXT = 6, 16
+STEERED, TEXT = 24, 16
 """Clusters of each kind that are steered towards; windows of the text that they are tilted from."""
-TILTED, COMPONENTS, MOST = 1, 3, 4
+TILTED, COMPONENTS, MOST = 6, 3, 4
 """Clusters of each kind that text is tilted towards, components of each, and windows that hold the members at most."""
 H, BEND = 0.3, (0.9,)
 """Tilts: of all pairs, and further ones of the first pair of each kind."""

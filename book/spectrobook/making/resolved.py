@@ -63,6 +63,7 @@ def plans(folder: Path, model: LanguageModel | None = None) -> dict[str, Plan]:
     first = {"settings": profile.settings, "channels": 2048, "first_order": True}
     sampler = replace(profile.settings, chains=4, draws=8, tilt=0.0, batch_size=2)
     sampled = {"channels": 4096, "estimator": "one_chain"}
+    protocol = replace(profile.settings.plain(), chains=4, draws=100, batch_size=2)
     read = {
         name: windows["sampling"].take(np.flatnonzero(np.isin(windows["sampling"].domain, domains)))
         for name, domains in (("prose", PROSE), ("code", CODE))
@@ -76,6 +77,7 @@ def plans(folder: Path, model: LanguageModel | None = None) -> dict[str, Plan]:
         "code": Plan(model=model, **some | {"sampling": read["code"]}, **first | {"channels": 32}),
         "draws": Plan(model=model, settings=sampler, **some, **sampled),
         "zero": Plan(model=model, settings=replace(sampler, draws=2, nbeta=0.0, seed=1), **some, **sampled),
+        "protocol": Plan(model=model, settings=protocol, **some, channels=4096, estimator="two_chain"),
     }
 
 
