@@ -287,12 +287,17 @@ def with_estimator(result, estimator: Estimator):
     Standard errors are of the estimator that was measured: they are left out where another is asked for.
 
     Raises:
-        ValueError: for an unknown estimator.
+        ValueError: for an unknown estimator, or the two-chain value of a result without the unrestricted chain.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}: it must be one of {', '.join(ESTIMATORS)}")
     if result.attrs["estimator"] == estimator:
         return result
+    if estimator == "two_chain" and "full_moment" not in result:
+        raise ValueError(
+            "the two-chain value needs the unrestricted chain, and this measurement of the one-chain value ran none: "
+            "measure with --estimator two_chain"
+        )
     chi = -result["covariance"]
     if estimator == "two_chain":
         rise = result["rise"].sel(sampled=result["component"].values).rename(sampled="component")

@@ -197,6 +197,8 @@ def half_tables(result, estimator: Estimator | None, draws: int | None) -> Float
     estimator = estimator or result.attrs["estimator"]
     if estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}: it must be one of {ESTIMATORS}")
+    if estimator not in result["estimator"]:
+        raise ValueError(f"no split halves by {estimator}: this measurement ran no unrestricted chain")
     blocks = result["block"].values.tolist()
     draws = blocks[-1] if draws is None else draws
     if draws not in blocks:

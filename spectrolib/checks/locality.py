@@ -7,6 +7,7 @@ At nβ = 0 the posterior is a normal one around w*, of variance 1/γ in each wei
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -37,10 +38,14 @@ def rise_at(engine: Engine, gamma: float, windows, *, component: str = FULL, see
     return float(group.losses(moved, group.cache(windows)).double().mean() - engine.losses(windows).double().mean())
 
 
-def check_locality(engine: Engine, settings: Settings, windows) -> None:
-    """Refuse a γ at which the unrestricted chain would leave the neighbourhood of w*.
+def check_locality(engine: Engine, settings: Settings, windows, components: Sequence[str] = (FULL,)) -> None:
+    """Refuse a γ at which a chain would leave the neighbourhood of w*.
 
     Where no chain has nβ = 0 nothing is said: the loss itself may hold them.
+
+    Args:
+        windows: those that the loss is taken on.
+        components: what chains run for. The whole model, where it is among them, is shaken the most.
 
     Raises:
         TooLoose: if noise of the posterior's width raises the loss by more than ``settings.max_rise``, with a γ that
@@ -48,13 +53,18 @@ def check_locality(engine: Engine, settings: Settings, windows) -> None:
     """
     if all(member.nbeta for member in settings.members):
         return
-    rise = rise_at(engine, settings.gamma, windows)
+    rises = {
+        name: rise_at(engine, settings.gamma, windows, component=name)
+        for name in ([FULL] if FULL in components else components)
+    }
+    loudest, rise = max(rises.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
     if rise <= settings.max_rise:
         return
     gamma = settings.gamma
-    while not rise_at(engine, gamma, windows) <= settings.max_rise / 10 and gamma < LARGEST:
+    while not rise_at(engine, gamma, windows, component=loudest) <= settings.max_rise / 10 and gamma < LARGEST:
         gamma *= STEP
+    where = "all its weights" if loudest == FULL else loudest
     raise TooLoose(
-        f"gamma {settings.gamma:g} is too loose for this model: noise of that width in all its weights raises the loss "
+        f"gamma {settings.gamma:g} is too loose for this model: noise of that width in {where} raises the loss "
         f"by {rise:.3g} nats, more than max_rise ({settings.max_rise:g}). --gamma {float(f'{gamma:.1g}'):g} would do"
     )

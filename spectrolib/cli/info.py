@@ -14,15 +14,16 @@ from .terminal import console, number, one_line_errors, print_rows
 
 def info_command(run: Annotated[Path, typer.Argument(help="Run folder of `spectro measure`.")]) -> None:
     """Say what a run folder holds: the plan, the state, whether the chains are in order, how reliable the result is."""
-    from ..model.components import FULL
     from ..model.engine import groups
+    from ..run.cost import chains_of
     from ..run.store import finished_tasks, open_result, run_manifest
 
     with one_line_errors():
         manifest = run_manifest(run)
         settings = manifest["settings"]
         first_order = manifest.get("first_order", False)
-        total = 1 if first_order else len(groups([*manifest["components"], FULL])) * settings["chains"]
+        sampled = chains_of(manifest["components"], manifest["estimator"])
+        total = 1 if first_order else len(groups(sampled)) * settings["chains"]
         stretches = finished_tasks(run).values()
         windows = manifest["windows"]["probe"]["shape"][0] if "probe" in manifest["windows"] else 0
         done = sum(None in own or sum(end - first for first, end in own) >= windows for own in stretches)

@@ -47,7 +47,9 @@ def measure_command(
     length: Annotated[int | None, typer.Option(help="Tokens of a window.")] = None,
     windows: Annotated[int | None, typer.Option(help="Windows to sample from.")] = None,
     components: Annotated[str, typer.Option(help='Such as "l0h0, l3 mlp, embed"; by default all.')] = "",
-    estimator: Annotated[str, typer.Option(help="two_chain or one_chain.")] = "two_chain",
+    estimator: Annotated[
+        str, typer.Option(help="two_chain, or one_chain: without a chain of the whole model.")
+    ] = "two_chain",
     settings: Annotated[
         str, typer.Option(help="Posterior and sampler of `spectro tune` (settings.json), or of another run's folder.")
     ] = "",
@@ -201,12 +203,13 @@ def _print_plan(plan: Plan, workers: int | None, bank: str = "") -> None:
     cut += f", passes of {plan.tokens_per_pass:,} tokens" if plan.tokens_per_pass else ""
     sampler = "SGLD" if s.preconditioner == "none" else f"SGLD with {s.preconditioner}"
     named = ", ".join(plan.components) if len(plan.components) <= 8 else f"{len(plan.components)}"
+    and_full = ", and the whole model" if "full" in plan.sampled else ""
     domains = Counter(map(str, plan.probe.domain))
     predictions = plan.probe.ids[:, 1:].size
     rows = {
         "model": f"{plan.model.name} ({shape.layers} layers x {shape.heads} heads, width {shape.width}, "
         f"vocabulary {shape.vocabulary:,})",
-        "components": f"{named}, and the whole model; estimator {plan.estimator}",
+        "components": f"{named}{and_full}; estimator {plan.estimator}",
         "windows": f"{len(plan.sampling):,} to sample from, {len(plan.loss)} for L(w), {len(plan.probe)} to probe, of "
         f"{plan.probe.length} tokens: {predictions:,} probe tokens",
         "probe text": ", ".join(f"{domain} {number}" for domain, number in sorted(domains.items())),

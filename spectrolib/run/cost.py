@@ -18,7 +18,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from ..estimator import CONTROL_DRAWS, CovarianceSums
+from ..estimator import CONTROL_DRAWS, CovarianceSums, Estimator
 from ..model.components import FULL, Component, names, weight_count
 from ..model.engine import CACHE_BYTES, TOKENS_PER_PASS, groups, one_thread
 from ..model.gradients import TARGETS
@@ -120,6 +120,11 @@ def card_of(name: str) -> GraphicsCard:
 # The work ------------------------------------------------------------------------------------------------------------
 
 
+def chains_of(components: Sequence[str], estimator: Estimator) -> tuple[str, ...]:
+    """What chains run for: the components, and for the two-chain value the whole model."""
+    return (*components, FULL) if estimator == "two_chain" else tuple(components)
+
+
 @dataclass(frozen=True)
 class Work:
     """A measurement by its numbers alone: no weights, no text.
@@ -138,7 +143,8 @@ class Work:
     """Tokens on which L(w) is taken at every draw."""
     sampling_windows: int = PAPER.sampling_windows
     components: tuple[str, ...] = ()
-    """All of them by default. The unrestricted chain is always added."""
+    """All of them by default."""
+    estimator: Estimator = "two_chain"
     blocks: int = 2
     channels: int = 512
     """Of resolved rows; 0 for none."""
@@ -164,14 +170,15 @@ class Work:
             loss_tokens=len(loss) * (loss.length - 1),
             sampling_windows=len(plan.sampling),
             components=plan.components,
+            estimator=plan.estimator,
             blocks=plan.blocks,
             channels=plan.channels,
         )
 
     @property
     def sampled(self) -> tuple[str, ...]:
-        """The components and the whole model."""
-        return (*self.components, FULL)
+        """What chains run for."""
+        return chains_of(self.components, self.estimator)
 
     @property
     def groups(self) -> list[tuple[str, ...]]:

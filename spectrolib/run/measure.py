@@ -85,7 +85,7 @@ def measure(
             check_agreement(plan.model, plan.probe)
         if not plan.first_order:
             with one_thread():
-                check_locality(engine_of(plan.model), plan.settings, plan.loss)
+                check_locality(engine_of(plan.model), plan.settings, plan.loss, plan.sampled)
     run = RunFolder(out, plan.manifest())
     with run.alone():
         left = plan.left(run.finished())

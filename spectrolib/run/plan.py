@@ -19,7 +19,7 @@ from ..model.loading import LanguageModel, load_model
 from ..model.shapes import Shape
 from ..posterior import Settings
 from ..text.corpus import Document, Windows, bundled_windows, hub_documents, tokenizer_hash, windows_from_documents
-from .cost import Work
+from .cost import Work, chains_of
 from .profiles import Profile, get
 from .shards import Stretch, cut
 
@@ -48,8 +48,9 @@ class Plan:
     """Fixed windows whose every token but the first gets a susceptibility."""
     settings: Settings
     components: tuple[str, ...] = ()
-    """Components to measure; all of them by default. The unrestricted chain is always added."""
+    """Components to measure; all of them by default."""
     estimator: Estimator = "two_chain"
+    """Whose susceptibilities the result holds. ``two_chain`` adds the unrestricted chain, and its result holds both."""
     blocks: int | None = None
     """Consecutive blocks into which the draws of a chain are summed: by default two, which give split halves, or one of
     a single draw."""
@@ -71,7 +72,7 @@ class Plan:
         for component in self.components:
             check_component(component, shape)
         if FULL in self.components or len(set(self.components)) < len(self.components):
-            raise ValueError("components must be named once each, without 'full': the unrestricted chain is always run")
+            raise ValueError("components must be named once each, without 'full': two_chain runs it by itself")
         if self.estimator not in ESTIMATORS:
             raise ValueError(f"unknown estimator {self.estimator!r}: it must be one of {ESTIMATORS}")
         if self.blocks is None:
@@ -124,6 +125,11 @@ class Plan:
         windows = {} if {"sampling", "loss", "probe"} <= changes.keys() else profile_windows(profile, model)
         own = {"settings": replace(profile.settings, seed=seed), "first_order": profile.first_order}
         return cls(model=model, **windows | own | changes)
+
+    @property
+    def sampled(self) -> tuple[str, ...]:
+        """What chains run for: the components, and the whole model where the estimator needs it."""
+        return chains_of(self.components, self.estimator)
 
     @property
     def width(self) -> int:

@@ -29,8 +29,9 @@ def assemble(plan: Plan, run: RunFolder):
 
     Partial sums are read a few tokens at a time, so that this needs little more memory than the result itself.
 
-    Dimensions: ``token`` (every probe token but the first of each window), ``component``, ``sampled`` (the components
-    and ``full``), ``chain``, ``draw``, ``half`` (chains of even and of odd number), ``block`` (draws so far).
+    Dimensions: ``token`` (every probe token but the first of each window), ``component``, ``sampled`` (the components,
+    and ``full`` where the two-chain value was asked for), ``estimator`` (the one-chain value, and where it was asked
+    for the two-chain one), ``chain``, ``draw``, ``half`` (chains of even and of odd number), ``block`` (draws so far).
 
     Variables:
         susceptibility: (token, component), by the plan's estimator; nats², up to a factor of each component.
@@ -40,7 +41,7 @@ def assemble(plan: Plan, run: RunFolder):
         sample_covariance: (token, component), the plain one over the same draws.
         control_covariance: (control, token, component), with g permuted over draws, and with noise in its place.
         restricted_moment: (token, component), mean_C[d] relative to its value at w*, nats.
-        full_moment: (token,), mean_F[d] likewise.
+        full_moment: (token,), mean_F[d] likewise; with the two-chain value.
         rise: (sampled,), mean of g = L(w) - L(w*), nats.
         half_susceptibility: (estimator, half, block, token, component), estimates from each half of the chains with
             their first draws up to ``block``; only with two chains or more.
@@ -52,27 +53,29 @@ def assemble(plan: Plan, run: RunFolder):
     """
     import xarray as xr
 
-    settings, names, sampled = plan.settings, list(plan.components), [*plan.components, FULL]
+    settings, names, sampled = plan.settings, list(plan.components), list(plan.sampled)
     tokens, halves = plan.probe.ids[:, 1:].size, settings.chains > 1
     chains = chain_records(plan, run)
     table = lambda *dims, kind=np.float64: np.empty((*dims, tokens, len(names)), dtype=kind)  # noqa: E731
+    kinds = [kind for kind in ESTIMATORS if FULL in sampled or kind == "one_chain"]
     tables, full_moment = table(len(TABLES)), np.empty(tokens)
     controls = table(len(estimator.CONTROLS), kind=np.float32)
-    half = table(len(ESTIMATORS), 2, plan.blocks, kind=np.float32) if halves else None
+    half = table(len(kinds), 2, plan.blocks, kind=np.float32) if halves else None
     for part in _slabs(tokens, settings.chains * plan.blocks):
-        full = [chain.read(part) for chain in chains[FULL]]
-        full_moment[part] = _pooled(full).mean_losses
+        full = [chain.read(part) for chain in chains.get(FULL, ())]
+        if full:
+            full_moment[part] = _pooled(full).mean_losses
         for i, name in enumerate(names):
             own = [chain.read(part) for chain in chains[name]]
             tables[:, part, i] = _table(plan.estimator, own, full)
             controls[:, part, i] = _pooled(own).controls
             if half is not None:
-                half[..., part, i] = _halves(own, full)
+                half[..., part, i] = _halves(kinds, own, full)
     traces = {name: [chain.traces() for chain in chains[name]] for name in sampled}
     variables = {
         **{name: (("token", "component"), values) for name, values in zip(TABLES, tables, strict=True)},
         "control_covariance": (("control", "token", "component"), controls),
-        "full_moment": ("token", full_moment),
+        **({"full_moment": ("token", full_moment)} if FULL in sampled else {}),
         "rise": ("sampled", np.array([np.mean([chain.rise for chain in traces[name]]) for name in sampled])),
         "loss": ("token", _start_losses(plan)),
     }
@@ -90,7 +93,7 @@ def assemble(plan: Plan, run: RunFolder):
             **channels,
             "component": names,
             "sampled": sampled,
-            "estimator": list(ESTIMATORS),
+            "estimator": kinds,
             "control": list(estimator.CONTROLS),
             "block": block_draws,
             **token_coordinates(plan.model, plan.probe),
@@ -141,9 +144,9 @@ class ChainRecord:
 
 
 def chain_records(plan: Plan, run: RunFolder) -> dict[str, list[ChainRecord]]:
-    """The chains of each component and of the whole model, by number, in a run whose every task is finished."""
+    """The chains of all that was sampled, by number, in a run whose every task is finished."""
     finished = run.finished()
-    found: dict[str, list[ChainRecord]] = {name: [] for name in (*plan.components, FULL)}
+    found: dict[str, list[ChainRecord]] = {name: [] for name in plan.sampled}
     for task in plan.whole:
         stretches = sorted(finished[task.name], key=lambda stretch: stretch or (0, 0))
         shards = tuple(TaskFile(run.task_file(replace(task, windows=stretch).name)) for stretch in stretches)
@@ -163,18 +166,18 @@ def _table(
 ) -> list[Float[ndarray, " token"]]:
     """What `TABLES` names."""
     chains, whole = [chain.pooled() for chain in own], [chain.pooled() for chain in full]
-    terms = estimator.terms(estimator.merge_all(chains), estimator.merge_all(whole))
+    together = estimator.merge_all(chains)
     return [
         estimator.susceptibility(kind, chains, whole),
         estimator.standard_error(kind, chains, whole),
-        terms.covariance,
-        estimator.merge_all(chains).sample_covariance(),
-        terms.restricted,
+        together.covariance(),
+        together.sample_covariance(),
+        together.mean_losses,
     ]
 
 
 def _halves(
-    own: Sequence[ComponentRecord], full: Sequence[ComponentRecord]
+    kinds: Sequence[Estimator], own: Sequence[ComponentRecord], full: Sequence[ComponentRecord]
 ) -> Float[ndarray, "estimator half block token"]:
     """Estimates from the chains of even and of odd number, with their first blocks of draws."""
 
@@ -182,7 +185,7 @@ def _halves(
         return estimator.susceptibility(kind, *([chain.pooled(blocks) for chain in c[half::2]] for c in (own, full)))
 
     counts = range(1, len(own[0].sums) + 1)
-    return np.array([[[estimate(kind, half, b) for b in counts] for half in (0, 1)] for kind in ESTIMATORS])
+    return np.array([[[estimate(kind, half, b) for b in counts] for half in (0, 1)] for kind in kinds])
 
 
 def _start_losses(plan: Plan) -> Float[ndarray, " token"]:

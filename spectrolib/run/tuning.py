@@ -118,8 +118,9 @@ def attempt(plan: Plan, folder: Path, workers: int | None = None) -> Trial:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     seconds, mixing = time.monotonic() - begin, convergence(result)
-    own = [name for name in result["sampled"].values.tolist() if name != FULL]
-    traces = {name: result["loss_rise"].sel(sampled=name).values.tolist() for name in (*own, FULL)}
+    chains = result["sampled"].values.tolist()
+    own = [name for name in chains if name != FULL]
+    traces = {name: result["loss_rise"].sel(sampled=name).values.tolist() for name in chains}
     return Trial(
         plan.settings,
         *verdict(result),

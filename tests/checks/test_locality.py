@@ -52,6 +52,17 @@ def test_a_gamma_that_is_too_loose_is_refused_with_one_that_would_do(engine, tin
     check_locality(engine, replace(SETTINGS, gamma=named), tiny_windows)
 
 
+def test_without_the_whole_model_the_loudest_component_must_be_local(engine, tiny_windows):
+    names = ("l0h0", "l0 mlp", "unembed")
+    gamma, some = 30.0, replace(SETTINGS, gamma=30.0)
+    rises = {name: rise_at(engine, gamma, tiny_windows, component=name) for name in names}
+    loudest = max(rises, key=rises.get)
+    check_locality(engine, replace(some, max_rise=rises[loudest] * 1.01), tiny_windows, names)
+    with pytest.raises(ValueError, match=f"noise of that width in {loudest} raises the loss"):
+        check_locality(engine, replace(some, max_rise=rises[loudest] * 0.99), tiny_windows, names)
+    assert rise_at(engine, gamma, tiny_windows) > rises[loudest] * 1.01
+
+
 def test_nothing_is_said_of_chains_that_the_loss_may_hold(engine, tiny_windows):
     check_locality(engine, replace(SETTINGS, gamma=1.0, tilt=0.0), tiny_windows)
     with pytest.raises(ValueError, match="too loose"):

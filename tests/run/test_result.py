@@ -13,6 +13,7 @@ from conftest import random_gpt_neox
 from measuring import SETTINGS, Inline, odd_plan, plan, random_record
 from reference import put
 
+from spectrolib.checks.diagnostics import column_reliability
 from spectrolib.estimator import with_estimator
 from spectrolib.model.components import blocks
 from spectrolib.model.loading import LanguageModel, engine_of
@@ -23,19 +24,34 @@ from spectrolib.run.store import RunFolder
 from spectrolib.text.corpus import Windows
 
 
-@pytest.mark.parametrize(("measured", "other"), [("two_chain", "one_chain"), ("one_chain", "two_chain")])
-def test_either_estimator_is_had_from_the_terms_of_a_result(folder, tmp_path, measured, other):
+def test_the_one_chain_value_takes_no_unrestricted_chain_and_comes_with_the_other(folder, tmp_path):
     few = replace(SETTINGS, draws=3, tilt=5.0)
-    results = {
-        name: measure(plan(folder, few, estimator=name), tmp_path / name, executor=Inline(), progress=False)
-        for name in (measured, other)
-    }
-    found = with_estimator(results[measured], other)
-    np.testing.assert_allclose(found.susceptibility, results[other].susceptibility, rtol=1e-12, atol=1e-15)
-    assert found.attrs["estimator"] == other and "standard_error" not in found
-    assert with_estimator(results[measured], measured) is results[measured]
+    both, alone = (
+        measure(plan(folder, few, estimator=name), tmp_path / name, executor=Inline(), progress=False)
+        for name in ("two_chain", "one_chain")
+    )
+    found = with_estimator(both, "one_chain")
+    np.testing.assert_allclose(found.susceptibility, alone.susceptibility, rtol=1e-12, atol=1e-15)
+    assert found.attrs["estimator"] == "one_chain" and "standard_error" not in found
+    assert with_estimator(both, "two_chain") is both
     with pytest.raises(ValueError, match="unknown estimator 'three'"):
-        with_estimator(results[measured], "three")
+        with_estimator(both, "three")
+
+    assert alone["sampled"].values.tolist() == alone["component"].values.tolist()
+    assert not list((tmp_path / "one_chain").rglob("full*")) and list((tmp_path / "two_chain").rglob("full*"))
+    assert "full_moment" not in alone and alone["estimator"].values.tolist() == ["one_chain"]
+    for name in ("covariance", "restricted_moment", "loss_rise", "resolved"):
+        np.testing.assert_array_equal(
+            alone[name], both[name].sel(sampled=alone["sampled"]) if name == "loss_rise" else both[name]
+        )
+    np.testing.assert_array_equal(
+        alone["half_susceptibility"], both["half_susceptibility"].sel(estimator=["one_chain"])
+    )
+    assert (alone["standard_error"] > 0).all()
+    assert column_reliability(alone).shape == (8,)
+    for ask in (lambda: with_estimator(alone, "two_chain"), lambda: column_reliability(alone, "two_chain")):
+        with pytest.raises(ValueError, match="unrestricted chain"):
+            ask()
 
 
 def test_the_result_is_what_the_formula_says_of_the_draws(folder, tmp_path):
