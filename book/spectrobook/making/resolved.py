@@ -2,8 +2,9 @@
 
 Runs to first order: on all shipped probe windows (``first``), the same with fresh random inputs (``fresh``), and on
 parts of them with other weights (``shuffled``, ``initial``) or with the mean loss of another text (``prose``,
-``code``). Runs by sampling, on a part of the windows: ``draws``, and ``zero`` at nβ = 0. A run goes on where it was
-stopped. What ships is small: a table of how well each kind of rows repeats, the controls, and the clusters.
+``code``). Runs by sampling, on a part of the windows: ``draws``, ``zero`` at nβ = 0, and the paper's own ``protocol``.
+A run goes on where it was stopped. What ships is small: a table of how well each kind of rows repeats, the controls,
+and the clusters.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from spectrolib import graph
 from spectrolib.checks.intervals import wilson
 from spectrolib.clustering import Clustering, conductance_clusters
 from spectrolib.dictionaries.windows import measured_windows
-from spectrolib.estimator import standardise
+from spectrolib.estimator import CONTROLS, ESTIMATORS, standardise
 from spectrolib.model.activations import activations
 from spectrolib.model.guesses import guesses
 from spectrolib.model.layers import norm
@@ -162,6 +163,31 @@ def ladder(draws, zero, first) -> list[dict]:
         rows = [unit(thinned(rows_of(first, halves=[h])[tokens], own, width)) for h in (0, 1)]
         add(f"first order, {width} numbers", rows)
     return rungs
+
+
+def protocol(own, first) -> list[dict]:
+    """The paper's own protocol, as far as it is known: rows of one number for each component, half against half.
+
+    Then the same draws with another observable and with every draw a channel, and each beside first order. The permuted
+    observable belongs to another draw: its covariance is pooled over all chains, so that it has no halves.
+    """
+    owner, tokens = own["channel_component"].values, among(first, own, EVERY)
+    kernel, known = unit(rows_of(first)[tokens]), [rows_of(own, halves=[h]) for h in (0, 1)]
+    half = own["half_susceptibility"].isel(block=-1)
+    two, one = ([standardise(table) for table in half.sel(estimator=name).values] for name in ESTIMATORS)
+    mixed = [standardise(combined(rows, owner, h)) for h, rows in enumerate(known)]
+    permuted = standardise(own["control_covariance"].sel(control=CONTROLS[0]).values.astype(np.float64))
+    pairs = {
+        "the two-chain value": two,
+        "the covariance alone": one,
+        "a random combination of each component's draws": mixed,
+        "all draws": [unit(rows) for rows in known],
+        "the two-chain value, and first order": (standardise(own["susceptibility"].values), kernel),
+        "the covariance alone, and first order": (standardise(-own["covariance"].values), kernel),
+        "the observable permuted, and first order": (permuted, kernel),
+        "all draws, and first order": (unit(rows_of(own)), kernel),
+    }
+    return [{"rows": name} | agreement(*rows, own) for name, rows in pairs.items()]
 
 
 def against(draws, zero, prose, code, first) -> list[dict]:
@@ -410,6 +436,7 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
         "rules": lambda: readable(found, of("first"), model, {"the paper's rows": of_paper(of("first"))}),
         "controls": lambda: controls(of("first"), of("shuffled"), of("initial"), model),
         "against": lambda: against(*map(of, ("draws", "zero", "prose", "code", "first"))),
+        "protocol": lambda: protocol(of("protocol"), of("first")),
         "ladder": lambda: ladder(of("draws"), of("zero"), of("first")),
     }
     table = {"settings": {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS, "every": EVERY}}

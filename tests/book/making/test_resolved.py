@@ -149,3 +149,59 @@ def test_the_shipped_tables_are_of_the_shipped_model():
     assert len(share) == labels.max() + 1 and ((share > 0) & (share <= 1)).all()
     rungs = {rung["rows"]: rung for rung in table["ladder"]}
     assert all(low <= value <= high for rung in rungs.values() for value, low, high in [rung["neighbours"]])
+
+
+def measured(looks: list[np.ndarray], numbers: dict[str, list[np.ndarray]], windows: int) -> xr.Dataset:
+    """A measurement whose halves are two looks at the same tokens: 12 tokens to a window, three components."""
+    owner = np.repeat(["a", "b", "c"], [17, 17, 16])
+    ids = np.random.default_rng(0).integers(0, 9, looks[0].shape[0])
+    coords = {
+        "sequence": ("token", np.repeat(np.arange(windows), 20)),
+        "position": ("token", np.tile(np.arange(1, 21), windows)),
+        "token_id": ("token", ids),
+        "channel_component": ("channel", owner),
+        "component": ["a", "b", "c"],
+        "control": ["permuted", "noise"],
+        "estimator": list(numbers),
+    }
+    tables = np.array([[[one] for one in halves] for halves in numbers.values()])
+    mean = {name: np.mean(halves, axis=0) for name, halves in numbers.items()}
+    variables = {
+        "resolved": (("half", "token", "channel"), np.stack(looks)),
+        "resolved_scale": (("half", "component"), np.ones((2, 3))),
+        "half_susceptibility": (("estimator", "half", "block", "token", "component"), tables),
+        "susceptibility": (("token", "component"), mean["two_chain"]),
+        "covariance": (("token", "component"), -mean["one_chain"]),
+        "control_covariance": (
+            ("control", "token", "component"),
+            np.random.default_rng(9).normal(size=(2, *mean["one_chain"].shape)),
+        ),
+    }
+    return xr.Dataset(variables, coords=coords)
+
+
+def test_the_papers_protocol_is_read_half_against_half_and_beside_first_order():
+    """Two-chain numbers that repeat, covariances that are noise, and channels that know the groups."""
+    rng = np.random.default_rng(2)
+    good = rng.normal(size=(240, 3))
+    numbers = {
+        "two_chain": [good + 0.01 * rng.normal(size=good.shape) for _ in range(2)],
+        "one_chain": list(rng.normal(size=(2, 240, 3))),
+    }
+    own = measured([planted(0), planted(1)], numbers, 12)
+    other = rng.normal(size=(8 * 240, 50))
+    other.reshape(-1, 8, 20, 50)[:, 0] = planted(2).reshape(12, 20, 50)  # the windows that were sampled, every eighth
+    first = measured(
+        [other, other], {"two_chain": [np.zeros((1920, 3))] * 2, "one_chain": [np.zeros((1920, 3))] * 2}, 96
+    )
+    ids = np.random.default_rng(3).integers(0, 9, 1920)
+    ids.reshape(-1, 8, 20)[:, 0] = own["token_id"].values.reshape(12, 20)
+    first["token_id"] = ("token", ids)
+    rows = {row["rows"]: row for row in resolved.protocol(own, first)}
+    shared = {name: row["neighbours"][0] for name, row in rows.items()}
+    assert shared["the two-chain value"] > 0.8 > 0.15 > shared["the covariance alone"]
+    assert shared["all draws"] > 0.3 and shared["all draws, and first order"] > 0.3
+    assert (
+        max(shared[f"{name}, and first order"] for name in ("the observable permuted", "the covariance alone")) < 0.15
+    )
+    assert rows["the two-chain value"]["channels"] == 3 and rows["all draws"]["channels"] == 50
