@@ -28,7 +28,8 @@ from spectrolib.model.activations import activations
 from spectrolib.model.guesses import guesses
 from spectrolib.model.layers import norm
 from spectrolib.model.loading import LanguageModel, load_model
-from spectrolib.reading import rules
+from spectrolib.reading import rules, tokenmap
+from spectrolib.reading.cards import open_cards, save_cards
 from spectrolib.reading.conditions import GROUPS, OUTPUT, Features, describe
 from spectrolib.run import profiles
 from spectrolib.run.files import write_whole
@@ -446,9 +447,20 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
         about = json.loads((first / f"{name}.json").read_text())["about"]
         table[name] = {key: value for key, value in about.items() if key != "run"}  # where it lay is nobody's business
     table["manifests"] = {name: json.loads(of(name).attrs["manifest"]) for name in plans(folder)}
-    length = np.linalg.norm(rows_of(of("first")), axis=1)
     arrays = {name: value for name, value in vars(found).items() if isinstance(value, ndarray)}
-    return table, arrays | {"length": length.astype(np.float32)}
+    return table, arrays | shown(folder, of("first"))
+
+
+def shown(folder: Path, first, nearest: int = 2) -> dict[str, ndarray]:
+    """What map and catalogue show of tokens and clusters besides: length of rows, layout, nearest tokens, cards."""
+    rows = rows_of(first)
+    cards = save_cards(open_cards(folder / "first"), folder / "tables")  # without the name of the folder
+    return {
+        "length": np.linalg.norm(rows, axis=1).astype(np.float32),
+        "layout": tokenmap.layout(unit(rows), k=K).astype(np.float16),
+        "near": graph.nearest(unit(rows), nearest).indices.astype(np.uint16),
+        "cards": np.frombuffer(cards.read_bytes(), dtype=np.uint8),
+    }
 
 
 def of_paper(result) -> Int[ndarray, " tokens"]:
