@@ -1,7 +1,7 @@
 """The bundled model's clusters that come back: what chapters, catalogue and map show of them.
 
-They were found on rows to first order of all shipped probe windows (`python -m spectrobook resolved`), too large to ship.
-What ships are clusters, cards, each token's place on the map and its nearest tokens.
+They were found on rows to first order of all shipped probe windows (`python -m spectrobook resolved`). The rows are too
+large to ship. What ships are clusters, cards, each token's place on the map and its nearest tokens.
 """
 
 from __future__ import annotations
