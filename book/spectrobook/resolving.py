@@ -1,9 +1,10 @@
-"""A world of many reasons, and what rows of few or many channels make of it (chapter Resolved rows)."""
+"""A world of many reasons, and what rows of few or many channels make of it (appendix Resolving power)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
+from spectrolib.estimator import standardise
 from spectrolib.exact import enumerable, resolution
 from spectrolib.posterior import Settings
 
@@ -166,6 +168,118 @@ def right(rows: Float[ndarray, "probe channels"], world: Crowd) -> float:
     context, _ = world.probe
     may = context[:, None] != context
     return float(purity.purity(purity.neighbours(rows, 1, may), world.reason[context]).mean())
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to make rows of a given number of channels."""
+
+    channels: tuple[int, ...]
+    """Numbers of channels to try."""
+    rows: Callable[[np.random.Generator, int], Float[ndarray, "probe channels"]]
+    """Rows of so many channels, from components and draws chosen at random."""
+
+
+def ways(measured: Sequence[Component], text: Float[ndarray, " probe"]) -> dict[str, Way]:
+    """The five that the chapter compares: a component for each channel, or a draw for each.
+
+    Args:
+        text: frequencies of the probe's tokens in a short text, whose loss may take the place of the exact mean loss.
+
+    Raises:
+        ValueError: for fewer than four components.
+    """
+    if len(measured) < 4:
+        raise ValueError(f"rows of four components need at least four, got {len(measured)}")
+
+    def some(rng: np.random.Generator, count: int) -> list[Component]:
+        return [measured[c] for c in rng.choice(len(measured), count, replace=False)]
+
+    def one_each(column: Callable[[Component, np.random.Generator], Float[ndarray, " probe"]]) -> Way:
+        def rows(rng: np.random.Generator, channels: int) -> Float[ndarray, "probe channels"]:
+            return standardise(np.stack([column(own, rng) for own in some(rng, channels)], axis=1), rows=None)
+
+        return Way(tuple(2**i for i in range(len(measured).bit_length())), rows)
+
+    def draws_of(components: int) -> Way:
+        def rows(rng: np.random.Generator, channels: int) -> Float[ndarray, "probe channels"]:
+            taken = [own.draw(rng, channels // components + 1)[1] for own in some(rng, components)]
+            return np.concatenate([scaled(centred_draws(excess)) for excess in taken], axis=1)
+
+        return Way(tuple(n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n >= components), rows)
+
+    return {
+        "one number each, exact": one_each(lambda own, rng: own.susceptibility),
+        "one number each, loss of a short text": one_each(lambda own, rng: own.on_text(text).susceptibility),
+        "one number each, g permuted": one_each(permuted),
+        "draws of one component": draws_of(1),
+        "draws of four components": draws_of(4),
+    }
+
+
+def accuracy(way: Way, world: Crowd, repetitions: int, seed: int) -> Float[ndarray, "counts repetitions"]:
+    """`right`, for each number of channels and each repetition."""
+    trials = [repeated(repetitions, seed + n, lambda rng, n=n: right(way.rows(rng, n), world)) for n in way.channels]
+    return np.array(trials)
+
+
+class Growth(NamedTuple):
+    """What becomes of nearest neighbours with more channels, in a world of some number of reasons."""
+
+    right: Float[ndarray, " counts"]
+    """How often they have the same reason."""
+    bound: Float[ndarray, " counts"]
+    """The least that it can be for normal channels (`resolution.mistakes`)."""
+
+
+def grow(reasons: int, settings: Settings, channels: Int[ndarray, " counts"], seed: int, components: int = 4) -> Growth:
+    """Accuracy and its bound, in a world of so many reasons at nβ = 0, where the posterior is normal.
+
+    Args:
+        channels: numbers of channels to try; each component gets an equal part.
+
+    Raises:
+        ValueError: if nβ is not 0.
+    """
+    if settings.nbeta:
+        raise ValueError(f"draws without a sampler need nβ = 0, got {settings.nbeta:g}")
+    world = Crowd.of(reasons, components, seed=seed + reasons)
+    x, y = world.probe
+    at_probe = np.ravel_multi_index((x, y), world.conditional.shape)
+    fluctuations, total = [], 0
+    for c in range(components):
+        own = world.only(c)
+        size = (channels[-1] // components + 1, len(own.BLOCKS["full"]))
+        moved = torch.as_tensor(np.random.default_rng([seed, reasons, c]).normal(size=size) / np.sqrt(settings.gamma))
+        fluctuations.append((own.losses(moved) - own.losses(own.best)).numpy()[:, x, y])
+        gradients = scaled(resolution.slopes(own, "full")[at_probe])
+        total = total + gradients @ gradients.T
+
+    def once(rng: np.random.Generator, n: int) -> float:
+        kept = [excess[rng.choice(len(excess), n // components + 1, replace=False)] for excess in fluctuations]
+        return right(np.concatenate([scaled((excess - excess.mean(axis=0)).T) for excess in kept], axis=1), world)
+
+    found = [repeated(4, seed + n, lambda rng, n=n: once(rng, n)).mean() for n in channels.tolist()]
+    wrong = resolution.mistakes(total, world.reason[x], x[:, None] != x, channels)
+    return Growth(np.array(found), 1 - wrong)
+
+
+def crossing(at: Float[ndarray, " n"], values: Float[ndarray, " n"], level: float) -> float:
+    """Where a rising curve first reaches a level, by linear interpolation.
+
+    Raises:
+        ValueError: if it never does, or does so at once.
+    """
+    i = int(np.argmax(values >= level))
+    if values[i] < level or i == 0:
+        raise ValueError(f"the curve does not cross {level:g}: it runs from {values[0]:g} to {values[-1]:g}")
+    return float(np.interp(level, values[i - 1 : i + 1], at[i - 1 : i + 1]))
+
+
+def short_text(world: Crowd, tokens: int, seed: int) -> Float[ndarray, " probe"]:
+    """Frequencies of the probe's tokens in a text of so many of them."""
+    count = len(world.probe[0])
+    return np.random.default_rng(seed).multinomial(tokens, np.full(count, 1 / count)) / tokens
 
 
 def repeated(count: int, seed: int, once: Callable[[np.random.Generator], float]) -> Float[ndarray, " count"]:
