@@ -185,12 +185,12 @@ def draws(
 
 def corpus(found: Mapping[str, Float[ndarray, " modes"]], shuffled: Mapping[str, Float[ndarray, " modes"]]) -> Figure:
     """Singular values of tables counted from a text, and of the same tables with the next tokens shuffled."""
-    fig, axes = plt.subplots(1, len(found), figsize=(7, 3), sharex=True)
-    for ax, (name, strengths) in zip(axes, found.items(), strict=True):
+    fig, axes = plt.subplots(1, len(found), figsize=(7, 3), sharex=True, squeeze=False)
+    for ax, (name, strengths) in zip(axes[0], found.items(), strict=True):
         numbers = np.arange(1, len(strengths) + 1)
         ax.plot(numbers, strengths, "o", color=BLUE, markersize=3.5, label="the text")
         ax.plot(numbers, shuffled[name], "x", color=VERMILION, markersize=4, label="shuffled")
         ax.set(title=name, xlabel="mode", ylim=(0, None))
-    axes[0].set_ylabel("strength")
-    axes[0].legend()
+    axes[0, 0].set_ylabel("strength")
+    axes[0, 0].legend()
     return fig
