@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy import ndarray
 
 from spectrolib.checks.intervals import Estimate
@@ -164,22 +165,24 @@ def pairs(found: Mapping[str, Mapping[str, Sequence[Float[ndarray, " pairs"]]]])
         found: by world (a panel each), then by rows.
     """
     fig, axes = plt.subplots(1, len(found), figsize=(7, 3.3), sharey=True, squeeze=False)
-    colours = (BLUE, PALETTE[5], VERMILION)
+    names = dict.fromkeys(name for by_rows in found.values() for name in by_rows)
+    colours = dict(zip(names, (BLUE, PALETTE[5], VERMILION), strict=False))
+    handles = {}
     for ax, (world, by_rows) in zip(axes[0], found.items(), strict=True):
         shifts = np.linspace(-0.22, 0.22, len(by_rows)) if len(by_rows) > 1 else [0.0]
-        for (name, classes), colour, shift in zip(by_rows.items(), colours, shifts, strict=False):
+        for (name, classes), shift in zip(by_rows.items(), shifts, strict=True):
             for i, values in enumerate(classes):
-                _box(ax, values, i + shift, colour, name if i == 0 else None)
+                handles[name] = _box(ax, values, i + shift, colours[name])
         ax.set_yticks(range(len(PAIRS)), [name.replace(", ", ",\n") for name in PAIRS])
         ax.set(xlabel="distance (overall median = 1)", title=world, ylim=(len(PAIRS) - 0.5, -0.5))
         ax.tick_params(axis="y", length=0)
-    handles, labels = axes[0, -1].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
     return fig
 
 
-def _box(ax: Axes, values: Float[ndarray, " pairs"], place: float, colour: str, label: str | None) -> None:
+def _box(ax: Axes, values: Float[ndarray, " pairs"], place: float, colour: str) -> Line2D:
     low, lower, median, upper, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
     ax.plot([low, high], [place] * 2, color=colour, linewidth=1)
-    ax.plot([lower, upper], [place] * 2, color=colour, linewidth=5, solid_capstyle="butt", label=label)
+    (bar,) = ax.plot([lower, upper], [place] * 2, color=colour, linewidth=5, solid_capstyle="butt")
     ax.plot(median, place, "o", color="white", markeredgecolor=colour)
+    return bar

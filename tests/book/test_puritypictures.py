@@ -68,7 +68,10 @@ def test_by_reason_marks_each_reason_and_its_chance():
 
 def test_pairs_show_quantiles():
     values = [np.arange(101.0) + i for i in range(4)]
-    left, right = pictures.pairs({"one": {"rows": values, "others": values}, "two": {"rows": values}}).axes
+    fig = pictures.pairs({"one": {"rows": values, "others": values}, "two": {"others": values}})
+    left, right = fig.axes
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["rows", "others"]
+    assert left.lines[12].get_color() == right.lines[0].get_color() != left.lines[0].get_color()
     assert len(left.lines) == 24 and len(right.lines) == 12
     line, bar, dot = right.lines[:3]
     assert (list(line.get_xdata()), list(bar.get_xdata())) == ([5, 95], [25, 75])
