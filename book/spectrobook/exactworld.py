@@ -38,9 +38,9 @@ class ExactWorld:
     model: toys.Bilinear
 
     @classmethod
-    def of(cls, reasons: int = 5, *, jitter: float = 0.3, seed: int = 0) -> ExactWorld:
-        """A world with the first of the five `toys.REASONS`; ``jitter`` as in `toys.planted_reasons`."""
-        table = toys.planted_reasons(reasons=reasons, jitter=jitter, seed=seed)
+    def of(cls, reasons: int = 5, *, seed: int = 0) -> ExactWorld:
+        """A world with the first of the five `toys.REASONS`."""
+        table = toys.planted_reasons(reasons=reasons, seed=seed)
         return cls(table, toys.Bilinear.of(table, seed=seed))
 
     @cached_property
