@@ -16,6 +16,9 @@ which takes the unrestricted chain, and is summed over h by the trapezoid rule (
 
 The covariance that is shipped as χ comes from other draws, by another way: it is the response of the tokens' losses to
 nβ. Here the tokens push, and the mean loss answers.
+
+Read backwards, the table of susceptibilities says which tilts give a wanted change of the observables (`wanted_tilts`;
+the authors' patterning paper has dh = χ⁺ dμ [S]).
 """
 
 from __future__ import annotations
@@ -144,3 +147,57 @@ def component_response(
         found.append(both.cpu().numpy())
     rises, moments = np.stack(found, axis=1)
     return TiltedMeans(h, settings.nbeta, rises, moments)
+
+
+# The inverse problem -------------------------------------------------------------------------------------------------
+
+
+def wanted_tilts(
+    chi: Float[ndarray, "observables tokens"],
+    wanted: Float[ndarray, " observables"],
+    frequencies: Float[ndarray, " tokens"],
+    nbeta: float,
+) -> Float[ndarray, " tokens"]:
+    r"""Tilts h of the data, q_h = q + Σ h_xy (δ_xy - q), that change the observables' means as wanted, to first order.
+
+    Means change by nβ χ h. Of all h that do it this is the least by Σ h² / q, how far the data move in units of what
+    they are: with D = diag(q),
+
+        h = √D (χ √D)⁺ dμ / nβ.
+
+    Where the observables can't all have what is wanted, it is the nearest that they can. The plain h = χ⁺ dμ / nβ of
+    the patterning paper [S] weighs all tokens alike; rare ones then soon have a negative probability. The weights are
+    ours. h sums to zero, since Σ q χ = 0 for each observable.
+
+    Args:
+        chi: susceptibilities of every token in its context.
+        wanted: dμ of each observable, in its own units.
+        frequencies: q of each token in its context, all positive; they sum to 1.
+
+    Raises:
+        ValueError: for arrays of different sizes, frequencies that are no probabilities, or nβ that is not positive.
+    """
+    if chi.shape != (len(wanted), len(frequencies)):
+        raise ValueError(
+            f"chi must be of {len(wanted)} observables and {len(frequencies)} tokens, as wanted and frequencies are; "
+            f"got shape {chi.shape}"
+        )
+    if not (frequencies > 0).all() or abs(frequencies.sum() - 1) > 1e-6:
+        raise ValueError(f"frequencies must be positive and sum to 1, got a sum of {frequencies.sum():.6g}")
+    if not nbeta > 0:
+        raise ValueError(f"a tilt of the data moves nothing at nbeta = {nbeta:g}: it must be positive")
+    root = np.sqrt(frequencies)
+    return root * (np.linalg.pinv(chi * root) @ wanted) / nbeta
+
+
+def retilted(frequencies: Float[ndarray, " tokens"], tilts: Float[ndarray, " tokens"]) -> Float[ndarray, " tokens"]:
+    """q + Σ h_xy (δ_xy - q): the data after all tilts at once.
+
+    Raises:
+        ValueError: if a frequency would be negative.
+    """
+    tilted = (1 - tilts.sum()) * frequencies + tilts
+    if (tilted < 0).any():
+        reach = np.min(frequencies[tilted < 0] / (frequencies - tilted)[tilted < 0])
+        raise ValueError(f"these tilts make a frequency negative: take {reach:.3g} times as much, or less")
+    return tilted

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from spectrolib.checks.tilting import TiltedMeans, component_response, tilted_draws, two_chain_response
-from spectrolib.exact import enumerable
+from spectrolib.checks.tilting import (
+    TiltedMeans,
+    component_response,
+    retilted,
+    tilted_draws,
+    two_chain_response,
+    wanted_tilts,
+)
+from spectrolib.exact import enumerable, toys
 from spectrolib.exact.quadratic import Quadratic, gibbs, replicated, sgld_law
 from spectrolib.model.loading import engine_of
 from spectrolib.posterior import Settings, lockstep, team
@@ -137,3 +144,69 @@ def test_bad_settings_are_refused(tiny_gpt_neox, tiny_windows):
         component_response(engine, "l0h0", SETTINGS, 0.0, **text, weights=weights)
     with pytest.raises(ValueError, match="must sum to 1, got 2"):
         component_response(engine, "l0h0", SETTINGS, 0.1, **text, weights=2 * weights)
+
+
+# ---- the inverse problem
+
+
+@pytest.fixture(scope="module")
+def inverse():
+    """A world of six components: their exact susceptibilities, one chain, as (observables, tokens)."""
+    world, settings = toys.Bilinear.of(toys.planted_reasons(2, reasons=3)), replace(SETTINGS, nbeta=30.0, gamma=10.0)
+    rows = []
+    for block in world.components:
+        grid = enumerable.integrate(world, block, settings)
+        g, d = enumerable.rise_and_excess(world, grid.losses)
+        rows.append(grid.mean(g) * grid.mean(d) - grid.mean(g[:, None, None] * d))
+    return world, settings, np.stack(rows).reshape(len(rows), -1)
+
+
+def responses(world, settings, joint) -> np.ndarray:
+    """<g> of every component, exactly, with these data driving the posterior."""
+    grids = [enumerable.integrate(world, block, settings, joint=joint) for block in world.components]
+    return np.array([float(grid.mean(enumerable.rise_and_excess(world, grid.losses)[0])) for grid in grids])
+
+
+def test_what_is_wanted_is_what_happens(inverse):
+    world, settings, chi = inverse
+    wanted = 1e-6 * np.array([1.0, -0.5, 0.0, 0.0, 0.3, 0.0])
+    q = world.joint.ravel()
+    tilts = wanted_tilts(chi, wanted, q, settings.nbeta)
+    above, below = (responses(world, settings, retilted(q, s * tilts).reshape(world.joint.shape)) for s in (1, -1))
+    assert (above - below) / 2 == pytest.approx(wanted, rel=1e-3, abs=1e-10)
+    assert tilts.sum() == pytest.approx(0, abs=1e-9 * np.abs(tilts).sum())
+
+
+def test_no_smaller_change_of_the_data_does_it(inverse):
+    world, settings, chi = inverse
+    q, wanted = world.joint.ravel(), np.eye(6)[2]
+    tilts = wanted_tilts(chi, wanted, q, settings.nbeta)
+    idle = np.linalg.svd(chi)[2][6:]  # directions in which no observable moves
+    slopes = idle @ (tilts / q)  # of Σ h² / q along them
+    assert np.abs(slopes).max() < 1e-7 * np.abs(tilts / q).max()
+    plain = np.linalg.pinv(chi) @ wanted / settings.nbeta
+    assert (tilts**2 / q).sum() < 0.5 * (plain**2 / q).sum()
+
+
+def test_two_observables_that_are_one_meet_halfway(inverse):
+    world, settings, chi = inverse
+    twice, q = chi[[0, 0]], world.joint.ravel()
+    tilts = wanted_tilts(twice, np.array([1.0, 0.0]), q, settings.nbeta)
+    assert settings.nbeta * twice @ tilts == pytest.approx([0.5, 0.5])
+
+
+def test_tilts_that_can_not_be_are_refused(inverse):
+    world, _, chi = inverse
+    q = world.joint.ravel()
+    with pytest.raises(ValueError, match="chi must be of 5 observables and 60 tokens"):
+        wanted_tilts(chi, np.zeros(5), q, 1.0)
+    with pytest.raises(ValueError, match="sum to 1, got a sum of 2"):
+        wanted_tilts(chi, np.zeros(6), 2 * q, 1.0)
+    with pytest.raises(ValueError, match="moves nothing at nbeta = 0"):
+        wanted_tilts(chi, np.zeros(6), q, 0.0)
+    tilts = np.zeros(60)
+    tilts[:2] = 2 * q[0], -2 * q[0]
+    with pytest.raises(ValueError, match="take .* times as much") as refused:
+        retilted(q, tilts - tilts.sum() * q)
+    reach = float(str(refused.value).split("take ")[1].split()[0])
+    assert retilted(q, 0.999 * reach * tilts).min() >= 0
