@@ -3,11 +3,12 @@
 A cluster *survives* a change if the changed run has a cluster that shares more than half of their union with it
 (Jaccard index). Above one half no cluster can have two such partners, so counting needs no assignment problem.
 
-Four kinds of interval, each for another question:
+Five kinds of interval, each for another question:
 
 * shares of clusters: Wilson's, clusters as independent trials. How far would another draw of clusters move the share?
 * differences of two shares over the same clusters: paired, from the clusters in which the two runs disagree;
 * means over tokens: tokens of one window are alike, so windows are resampled, or left out one after another;
+* sums over tokens and components: components are resampled too, and with them the draws that all tokens share;
 * what a card promises: clusters are resampled, and so are the documents that they are seen in.
 
 What the paper's controls are we know in outline [S]; these counts, and their intervals, are ours.
@@ -16,7 +17,7 @@ What the paper's controls are we know in outline [S]; these counts, and their in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -425,12 +426,17 @@ def predicted_share(
 
     so that 1 - Σ(first - f)(second - f) / Σ first · second estimates 1 - E[(s - f)²] / E[s²], whatever the noise.
 
+    The interval is that of `_two_ways`.
+
     Args:
         first, second: centred rows, from chains that share nothing.
         prediction: from `predict`, on other windows than those it is for.
     """
-    both, missed = (first * second).sum(axis=1), ((first - prediction) * (second - prediction)).sum(axis=1)
-    return mean_by_window(both - missed, windows, both, resamples=resamples, seed=seed)
+    both = first * second
+    missed = (first - prediction) * (second - prediction)
+    total = _two_ways((both - missed, both), windows, resamples, seed)
+    shares = total[:, 0] / total[:, 1]
+    return Estimate(float(shares[0]), *(float(end) for end in np.quantile(shares[1:], [0.025, 0.975])))
 
 
 def true_correlation(
@@ -448,21 +454,39 @@ def true_correlation(
 
         r = ½ Σ (a·b' + a'·b) / √( Σ a·a' Σ b·b' ).
 
-    Above 1 by chance is possible. The interval is by percentiles over resampled windows; all NaN if either
-    measurement has no reproducible part.
+    Above 1 by chance is possible. The interval is that of `_two_ways`; all NaN if either measurement has no
+    reproducible part.
 
     Args:
         first, second: the halves (a, a') and (b, b'): centred rows.
     """
     (a, a2), (b, b2) = first, second
-    number = np.unique(windows, return_inverse=True)[1]
-    products = (a * b2 + a2 * b) / 2, a * a2, b * b2
-    sums = np.stack([np.bincount(number, weights=product.sum(axis=1)) for product in products], axis=1)
-    count = len(sums)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    total = np.vstack([sums.sum(axis=0), drawn @ sums])
+    total = _two_ways(((a * b2 + a2 * b) / 2, a * a2, b * b2), windows, resamples, seed)
     if not (total[0, 1:] > 0).all():
         return Estimate(math.nan, math.nan, math.nan)
     total = total[(total[:, 1:] > 0).all(axis=1)]
     r = total[:, 0] / np.sqrt(total[:, 1] * total[:, 2])
     return Estimate(float(r[0]), *(float(end) for end in np.quantile(r[1:], [0.025, 0.975])))
+
+
+def _two_ways(
+    products: Sequence[Float[ndarray, "tokens components"]],
+    windows: Int[ndarray, " tokens"],
+    resamples: int,
+    seed: int,
+) -> Float[ndarray, "1+resamples products"]:
+    """Sums of products over tokens and components: of all, then over windows and components drawn anew.
+
+    All tokens are read on the same few draws, and their noise is common noise. Windows drawn anew know nothing of it.
+    But each component has chains of its own, so components drawn anew are draws drawn anew too.
+    """
+    number = np.unique(windows, return_inverse=True)[1]
+    sums = np.zeros((len(products), int(number.max()) + 1, products[0].shape[1]))
+    for own, product in zip(sums, products, strict=True):
+        np.add.at(own, number, product)
+    rng, (_, count, components) = np.random.default_rng(seed), sums.shape
+    by_window, by_component = (
+        rng.multinomial(size, np.full(size, 1 / size), size=resamples) for size in (count, components)
+    )
+    drawn = np.einsum("rw,pwc,rc->rp", by_window, sums, by_component, optimize=True)
+    return np.vstack([sums.sum(axis=(1, 2)), drawn])

@@ -222,6 +222,20 @@ def test_the_correlation_without_noise_is_the_planted_one_though_halves_share_th
     assert np.isnan(robustness.true_correlation(first, (noise[0], -noise[0]), windows).value)
 
 
+def test_noise_that_all_tokens_share_is_in_the_interval():
+    """Two measurements of the same rows, each half wrong by a few common directions: the truth is 1, always."""
+    covered, widths = 0, []
+    for seed in range(20):
+        rng, shape = np.random.default_rng(seed), (400, 24)
+        truth, loads = rng.normal(size=shape), rng.normal(size=(400, 3))
+        halves = [truth + 0.5 * loads @ rng.normal(size=(3, 24)) for _ in range(4)]
+        found = robustness.true_correlation(halves[:2], halves[2:], np.arange(400) // 10, resamples=300)
+        covered += found.low < 1 < found.high
+        widths.append(found.high - found.low)
+    assert covered >= 16
+    assert np.mean(widths) < 0.6
+
+
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
