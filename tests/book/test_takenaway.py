@@ -1,0 +1,34 @@
+"""Every line of the figure is in the file, and stands where the file says."""
+
+import matplotlib.pyplot as plt
+import pytest
+
+from spectrobook import takenaway
+
+
+def test_every_line_ships():
+    measured = takenaway.table()
+    for group, names in takenaway.GROUPS.items():
+        for name in names:
+            found = takenaway.line(measured, group, name)
+            value, low, high = found["come back"]
+            assert 0 <= low <= value <= high <= 1
+            assert len(found["clusters"]) == 2
+    assert "neighbours" not in takenaway.line(measured, "No components (gradients)", "the token alone")
+
+
+def test_what_is_left_is_drawn_beside_what_was_there():
+    measured = takenaway.table()
+    fig = takenaway.figure(measured)
+    names = [label.get_text() for label in fig.axes[0].get_yticklabels()]
+    assert names[:3] == ["No observable (one number a component)", "as the paper has it", "a random combination"]
+    drawn = {
+        round(float(y)): float(x)
+        for bars in fig.axes[0].containers
+        for x, y in bars.lines[0].get_xydata()
+    }
+    for name, (part, rows) in takenaway.GROUPS["No training (gradients)"].items():
+        (found,) = [row for row in measured[part] if row["rows"] == rows]
+        assert drawn[names.index(name)] == pytest.approx(found["come back"][0])
+    assert set(drawn) == {i for i, name in enumerate(names) if name not in takenaway.GROUPS}
+    plt.close(fig)
