@@ -116,14 +116,18 @@ class Line(NamedTuple):
     """Median of response over prediction."""
 
 
-def line(pairs: Sequence[Mapping], *, two: bool = False, seed: int = 0) -> Line:
+def line(
+    pairs: Sequence[Mapping], *, two: bool = False, factor: Float[ndarray, " pairs"] | float = 1.0, seed: int = 0
+) -> Line:
     """How far tilted text did what was said.
 
     Args:
         pairs: of a cluster and a component, as the file has them.
         two: the two-chain value; else the one-chain value.
+        factor: what was said is taken so many times.
     """
     said, seen = _said_and_seen(pairs, two)
+    said = said * factor
     clusters = np.unique([f"{pair['kind']} {pair['cluster']}" for pair in pairs], return_inverse=True)[1]
     drawn = np.random.default_rng(seed).integers(clusters.max() + 1, size=(1000, clusters.max() + 1))
     of = [np.flatnonzero(clusters == c) for c in range(clusters.max() + 1)]
@@ -133,6 +137,21 @@ def line(pairs: Sequence[Mapping], *, two: bool = False, seed: int = 0) -> Line:
         causal.rank_correlation(said, seen, clusters, seed),
         Estimate(float(np.median(seen / said)), *map(float, np.quantile(ratios, [0.025, 0.975]))),
     )
+
+
+def finite_tilt(measured: Mapping, rise: Mapping[str, float]) -> Float[ndarray, " pairs"]:
+    """By how much a two-chain response at the file's tilt h exceeds h times its derivative: sinh(x) / x.
+
+    The tilt changes log (Z_C / Z) by about ±x, x = h nβ χ / <g>, and Z_C / Z itself by the exponential of that. With <g>
+    hardly moved the difference between h and -h is 2 <g> sinh(x) where the derivative says 2 <g> x.
+
+    Args:
+        rise: <g> of each component, nats.
+    """
+    settings, pairs = measured["settings"]["tilting"], measured["tilting"]["pairs"]
+    slope = np.array([pair["two predicted"] / rise[pair["component"]] for pair in pairs])
+    x = settings["h"] * settings["nbeta"] * slope
+    return np.sinh(x) / x
 
 
 def bend(measured: Mapping, kind: str) -> tuple[float, float]:

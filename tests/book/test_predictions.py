@@ -49,6 +49,21 @@ def test_a_line_knows_sign_order_and_size(table):
     assert predictions.bend(table, "paper") == (0.5, pytest.approx(1.5 / 1.7))
 
 
+def test_a_finite_tilt_bends_a_ratio_of_partition_functions():
+    """<g> Z_C / Z with log (Z_C / Z) linear in h: the response at h is the derivative times the factor, exactly."""
+    h, nbeta, rise, slopes = 0.3, 10.0, {"a": 0.02, "b": 0.5}, {"a": 0.4, "b": -0.9}
+    pairs = []
+    for component, slope in slopes.items():
+        above, below = (rise[component] * np.exp(sign * h * nbeta * slope) for sign in (1, -1))
+        seen = (above - below) / (2 * h * nbeta)
+        pairs.append({"kind": "paper", "cluster": 0, "component": component, "two seen": seen})
+        pairs[-1]["two predicted"] = rise[component] * slope
+    measured = {"settings": {"tilting": {"h": h, "nbeta": nbeta}}, "tilting": {"pairs": pairs}}
+    factor = predictions.finite_tilt(measured, rise)
+    assert (factor > 1.2).all()
+    assert predictions.line(pairs, two=True, factor=factor).ratio.value == pytest.approx(1)
+
+
 def test_the_interval_of_a_line_is_over_clusters():
     """Twenty components that all say the same of their cluster are no more evidence than one."""
     pairs = [
