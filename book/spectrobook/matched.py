@@ -96,7 +96,9 @@ def curve_figure(found: Mapping[str, Mapping[str, Matches]], points: int = 101) 
         curve = match_rate(nulls["any token"].score, grid)
         ax.fill_between(grid, curve.low, curve.high, color=BLUE, alpha=0.2, linewidth=0)
         ax.plot(grid, curve.rate, color=BLUE, label="measured")
-        for (name, style), colour in zip({"any token": ":", "same token": "--"}.items(), ("0.4", VERMILION), strict=True):
+        for (name, style), colour in zip(
+            {"any token": ":", "same token": "--"}.items(), ("0.4", VERMILION), strict=True
+        ):
             reached = (nulls[name].null[:, :, None] >= grid).mean(axis=1)
             low, high = np.quantile(reached, [0.025, 0.975], axis=0)
             ax.fill_between(grid, low, high, color=colour, alpha=0.2, linewidth=0)
@@ -108,7 +110,7 @@ def curve_figure(found: Mapping[str, Mapping[str, Matches]], points: int = 101) 
 
 
 def ladder_figure(groups: Mapping[str, Mapping[str, Matches]]) -> Figure:
-    """Many comparisons, a line each: the share with a feature at `LOW` beside its chance, and the share beyond the token.
+    """Many comparisons, a line each: the share with a feature at `LOW` with its chance, and the share beyond the token.
 
     Args:
         groups: for each heading, what `match` found with the token kept.

@@ -142,8 +142,8 @@ def line(
 def finite_tilt(measured: Mapping, rise: Mapping[str, float]) -> Float[ndarray, " pairs"]:
     """By how much a two-chain response at the file's tilt h exceeds h times its derivative: sinh(x) / x.
 
-    The tilt changes log (Z_C / Z) by about ±x, x = h nβ χ / <g>, and Z_C / Z itself by the exponential of that. With <g>
-    hardly moved the difference between h and -h is 2 <g> sinh(x) where the derivative says 2 <g> x.
+    The tilt changes log (Z_C / Z) by about ±x, x = h nβ χ / <g>, and Z_C / Z itself by the exponential of that. With
+    <g> hardly moved the difference between h and -h is 2 <g> sinh(x) where the derivative says 2 <g> x.
 
     Args:
         rise: <g> of each component, nats.

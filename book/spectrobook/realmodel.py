@@ -1,4 +1,4 @@
-"""A real model on the book's text (chapter A real model): the text, and what ships of the measurement.
+"""A real model on the book's text (chapter A real model): the text, what ships of the measurement, and its figures.
 
 Both models read the same stretches: the shipped windows turned back into text. So the tokens of SmolLM2 need not ship:
 how many bytes each has is enough.
@@ -9,15 +9,20 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy import ndarray
 
 from spectrolib.clustering import Clustering
+from spectrolib.model.components import Component
 from spectrolib.model.loading import LanguageModel, load_model
 from spectrolib.reading.cards import Card, open_cards
 from spectrolib.run import profiles
@@ -25,7 +30,8 @@ from spectrolib.run.plan import Plan, profile_windows
 from spectrolib.text.corpus import Windows, encode, tokenizer_hash
 from spectrolib.text.runningtext import token_bytes
 
-from . import DATA
+from . import DATA, panels, show
+from .figures import BLUE, PALETTE, VERMILION
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -143,3 +149,113 @@ def cards() -> tuple[Card, ...]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cards.json").write_bytes(arrays()["cards"].tobytes())
         return tuple(open_cards(folder))
+
+
+# Figures and the gallery ---------------------------------------------------------------------------------------------
+
+KINDS = {"attention": ("o", BLUE), "MLP": ("s", VERMILION), "embedding, unembedding": ("D", PALETTE[2])}
+
+
+def kind_of(name: str) -> str:
+    """Of a component, one of `KINDS`."""
+    return "embedding, unembedding" if "embed" in name else "MLP" if name.endswith("mlp") else "attention"
+
+
+def places(components: Sequence[str]) -> dict[str, int]:
+    """Where each component stands: its layer; the embedding before the first, the unembedding after the last."""
+    layer = {name: Component.of(name).layer for name in components if "embed" not in name}
+    ends = {"embed": -1, "unembed": max(layer.values()) + 1}
+    return {name: ends[name] if name in ends else layer[name] for name in components}
+
+
+def name_layers(ax: Axes, components: Sequence[str]) -> None:
+    """Ticks at some layers; E is the embedding, U the unembedding."""
+    at = places(components)
+    last = max(layer for name, layer in at.items() if "embed" not in name)
+    ticks = {layer: str(layer) for layer in range(0, last + 1, 1 if last < 10 else 6)}
+    ticks |= {at[name]: name[0].upper() for name in at if "embed" in name}
+    ax.set_xticks(list(ticks), list(ticks.values()))
+    ax.set_xlabel("layer")
+
+
+def gamma_figure(both: Mapping[str, Mapping], gammas: Sequence[float]) -> Figure:
+    """How much of each token's change is linear, component by component, for each γ.
+
+    Args:
+        both: of each model, by the name that is shown, what the table has.
+    """
+    fig, axes = plt.subplots(1, len(both), figsize=(6.4, 3.7), sharey=True)
+    for ax, (title, one) in zip(axes, both.items(), strict=True):
+        at = places(one["components"])
+        for gamma, colour in zip(gammas, (VERMILION, BLUE, PALETTE[2]), strict=True):
+            for name, by_gamma in one["gamma"].items():
+                mark = KINDS[kind_of(name)][0]
+                ax.plot(at[name], by_gamma[f"{gamma:g}"]["linear"], mark, color=colour, markersize=5, alpha=0.8)
+            ax.plot([], [], "o", color=colour, label=f"γ = {gamma:,.0f}")
+        ax.set(ylim=(0, 1.03), title=title)
+        name_layers(ax, one["components"])
+    axes[0].set_ylabel("share that is linear")
+    for kind, (mark, _) in KINDS.items():
+        axes[0].plot([], [], mark, color="0.4", label=kind)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return fig
+
+
+def lengths_figure(both: Mapping[str, Mapping]) -> Figure:
+    """How long a token's gradient is with respect to each component, root mean square over tokens."""
+    fig, axes = plt.subplots(1, len(both), figsize=(6.4, 3.4), sharey=True)
+    for ax, (title, one) in zip(axes, both.items(), strict=True):
+        at = places(one["components"])
+        for kind, (mark, colour) in KINDS.items():
+            known = zip(one["components"], one["length of a gradient"], strict=True)
+            own = [(at[name], length) for name, length in known if kind_of(name) == kind]
+            ax.plot(*zip(*own, strict=True), mark, color=colour, markersize=4.5, label=kind)
+        ax.set(yscale="log", title=title)
+        name_layers(ax, one["components"])
+        ax.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        ax.set_yticks([], minor=True)
+    axes[0].set_ylabel("nats per unit of weight")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+def controls_figure(controls: Sequence[Mapping]) -> Figure:
+    """Rows of gradients beside other rows: vermilion the repetition, blue what is simpler."""
+    lines = {control["rows"]: control for control in controls}
+    colours = {name: VERMILION if name.startswith("another sketch") else BLUE for name in lines}
+    titles = {"come back": "clusters\nthat survive", "neighbours": "neighbours\nkept"}
+    titles |= {"within tokens": "agreement within\none token"}
+    return panels.dot_plot(lines, titles, colours=colours, size=(6.4, 2.9), limits=(-0.1, 1.0))
+
+
+def best_overlap(mine: Int[ndarray, " tokens"], theirs: Int[ndarray, " tokens"]) -> Float[ndarray, " clusters"]:
+    """The largest Jaccard index of each of my clusters with one of theirs; zero for one without a token here."""
+    found = np.zeros(int(mine.max(initial=-1)) + 1)
+    for cluster in np.unique(mine[mine >= 0]):
+        own = mine == cluster
+        partners = np.unique(theirs[own & (theirs >= 0)])
+        shares = [(own & (theirs == p)).sum() / (own | (theirs == p)).sum() for p in partners]
+        found[cluster] = max(shares, default=0.0)
+    return found
+
+
+def spellings(card: Card) -> dict[str, int]:
+    """The words of a cluster's most frequent tokens, whatever their case and the blanks around them: how often each."""
+    counts: dict[str, int] = {}
+    for written, count in card.tokens:
+        word = written.strip("'\"").replace("\\n", " ").strip().lower() or "blank"
+        counts[word] = counts.get(word, 0) + count
+    return counts
+
+
+def portrait(card: Card, *, shown: int = 4) -> show.Markup:
+    """A cluster as a reader meets it: its tokens, how often it came back, and members in different documents."""
+    seen, lines = set(), []
+    for example in card.examples:
+        if example.document not in seen and len(lines) < shown:
+            seen.add(example.document)
+            lines.append(show.in_context(example.before[-44:], example.token, example.after[:24]))
+    address = show.Markup(f'<a href="../real-catalogue.html#cluster-{card.cluster}"><b>Cluster {card.cluster}</b></a>')
+    names = ", ".join(name for name, _ in card.tokens[:5])
+    head = f": {names} · {card.size} tokens in {card.documents} documents · back in {card.share:.0%} of the repetitions"
+    return show.block(show.lines([show.Markup(address + show.escaped(head)), *lines]), style="margin-bottom:1.2em")

@@ -36,7 +36,10 @@ def test_a_rate_is_read_beside_its_chance(planted):
 
 def test_figures_show_the_rates(planted):
     token, labels, active = planted
-    found = {name: match(labels, active, keep=keep, permutations=9) for name, keep in (("any token", None), ("same token", token))}
+    found = {
+        name: match(labels, active, keep=keep, permutations=9)
+        for name, keep in (("any token", None), ("same token", token))
+    }
     fig = matched.curve_figure({"one": found}, points=11)
     measured = fig.axes[0].lines[0]
     assert measured.get_ydata()[5] == matched.rate(found["any token"], 0.5).share.value

@@ -1,5 +1,7 @@
 """The text that two models share, and what ships of it."""
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from spectrobook import realmodel
@@ -50,3 +52,37 @@ def test_the_shipped_cards_are_of_the_shipped_clusters():
         said = text.context(example.row)[1]
         assert example.token == said or "\ufffd" in said
         assert found.labels[example.row] >= 0
+
+
+def test_components_stand_at_their_layers():
+    names = ["embed", "l0h1", "l0 mlp", "l2g0", "unembed"]
+    assert realmodel.places(names) == {"embed": -1, "l0h1": 0, "l0 mlp": 0, "l2g0": 2, "unembed": 3}
+    assert [realmodel.kind_of(name) for name in names[:3]] == ["embedding, unembedding", "attention", "MLP"]
+
+
+def test_figures_show_the_table():
+    measured = realmodel.table()
+    both = {"small": measured["bundled"], "large": measured["smollm2"]}
+    fig = realmodel.gamma_figure(both, measured["settings"]["gammas"])
+    drawn = {float(y) for line in fig.axes[1].lines for y in line.get_ydata()}
+    assert {
+        v["linear"] for by in measured["smollm2"]["gamma"].values() for g, v in by.items() if g in ("300", "3000")
+    } <= drawn
+    fig = realmodel.lengths_figure(both)
+    assert sum(len(line.get_xdata()) for line in fig.axes[1].lines) == len(measured["smollm2"]["components"])
+    fig = realmodel.controls_figure(measured["controls"])
+    assert len(fig.axes[0].containers) == len(measured["controls"])
+    plt.close("all")
+
+
+def test_overlap_is_the_best_jaccard_index():
+    mine = np.array([0, 0, 0, 1, 1, -1, 3])
+    theirs = np.array([5, 5, -1, 5, 7, 7, -1])
+    assert realmodel.best_overlap(mine, theirs).tolist() == pytest.approx([2 / 4, 1 / 3, 0, 0])
+
+
+def test_a_portrait_tells_documents_and_words_apart():
+    card = realmodel.cards()[61]
+    assert max(realmodel.spellings(card), key=realmodel.spellings(card).get) == "if"
+    page = realmodel.portrait(card, shown=3)
+    assert page.count("<code") == 3 and "real-catalogue.html#cluster-61" in page

@@ -206,7 +206,7 @@ def test_tilts_that_can_not_be_are_refused(inverse):
         wanted_tilts(chi, np.zeros(6), q, 0.0)
     tilts = np.zeros(60)
     tilts[:2] = 2 * q[0], -2 * q[0]
-    with pytest.raises(ValueError, match="take .* times as much") as refused:
+    with pytest.raises(ValueError, match=r"take .* times as much") as refused:
         retilted(q, tilts - tilts.sum() * q)
     reach = float(str(refused.value).split("take ")[1].split()[0])
     assert retilted(q, 0.999 * reach * tilts).min() >= 0
