@@ -64,5 +64,6 @@ def dot_plot(
         for y, (name, estimates) in enumerate(lines.items()):
             points(ax, [None] * y + [estimates.get(what)], color=colours[name])
         ax.set(xlabel=title, xlim=limits)
+        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
         name_lines(ax, list(lines))
     return fig

@@ -162,9 +162,14 @@ def kind_of(name: str) -> str:
 
 
 def places(components: Sequence[str]) -> dict[str, int]:
-    """Where each component stands: its layer; the embedding before the first, the unembedding after the last."""
+    """Where each component stands: its layer; the embedding before the first, the unembedding after the last.
+
+    The gap grows with the layers, so that their names have room on a small figure.
+    """
     layer = {name: Component.of(name).layer for name in components if "embed" not in name}
-    ends = {"embed": -1, "unembed": max(layer.values()) + 1}
+    last = max(layer.values())
+    gap = 1 + last // 10
+    ends = {"embed": -gap, "unembed": last + gap}
     return {name: ends[name] if name in ends else layer[name] for name in components}
 
 
@@ -220,9 +225,9 @@ def lengths_figure(both: Mapping[str, Mapping]) -> Figure:
 
 
 def controls_figure(controls: Sequence[Mapping]) -> Figure:
-    """Rows of gradients beside other rows: vermilion the repetition, blue what is simpler."""
+    """Rows of gradients beside other rows: blue the repetition, vermilion what is simpler."""
     lines = {control["rows"]: control for control in controls}
-    colours = {name: VERMILION if name.startswith("another sketch") else BLUE for name in lines}
+    colours = {name: BLUE if name.startswith("another sketch") else VERMILION for name in lines}
     titles = {"come back": "clusters\nthat survive", "neighbours": "neighbours\nkept"}
     titles |= {"within tokens": "agreement within\none token"}
     return panels.dot_plot(lines, titles, colours=colours, size=(6.4, 2.9), limits=(-0.1, 1.0))

@@ -69,6 +69,4 @@ def figure(measured: Mapping) -> Figure:
     fig = panels.dot_plot(lines, PANELS, colours=colours, size=(6.6, 4.9), limits=(-0.1, 1.0))
     for label in fig.axes[0].get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in GROUPS else "normal")
-    for ax in fig.axes:
-        ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     return fig

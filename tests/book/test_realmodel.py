@@ -57,6 +57,7 @@ def test_the_shipped_cards_are_of_the_shipped_clusters():
 def test_components_stand_at_their_layers():
     names = ["embed", "l0h1", "l0 mlp", "l2g0", "unembed"]
     assert realmodel.places(names) == {"embed": -1, "l0h1": 0, "l0 mlp": 0, "l2g0": 2, "unembed": 3}
+    assert realmodel.places(["embed", "l0 mlp", "l29 mlp"])["embed"] == -3
     assert [realmodel.kind_of(name) for name in names[:3]] == ["embedding, unembedding", "attention", "MLP"]
 
 

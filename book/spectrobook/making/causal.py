@@ -1,4 +1,4 @@
-"""The measurements behind the chapter Does it predict: components silenced, clusters steered, text tilted.
+"""The measurements behind the causal tests: components silenced, clusters steered, text tilted.
 
 All on the bundled model and the shipped probe windows, for two sets of clusters of the same tokens: those of resolved
 rows (`resolved`), and those of the paper's rows (`shipped`). What is predicted comes from what ships, and from a

@@ -284,7 +284,7 @@ ENTRIES: dict[str, Entry] = {
         make=causal,
         needs=("model", "measurement", "slopes", "resolved"),
         time="15 min",
-        check="pytest tests/book/making/test_causal.py: the chapter Does it predict says what it found",
+        check="pytest tests/book/making/test_causal.py: the chapter Controls and causal tests says what it found",
     ),
     "efficiency": Entry(
         home=DATA,
