@@ -17,6 +17,7 @@ def write_pages(app, exception):
         app.outdir,
         "",
         (shipped.result(), shipped.clusters(), shipped.layout(), shipped.cards()),
+        vectors=shipped.vectors(),
         tokenizer=shipped.tokenizer(),
         whose="the bundled model's measurement",
         chapter="the book's chapter on clusters",
@@ -30,7 +31,7 @@ def write_pages(app, exception):
     )
 
 
-def write_pair(folder, prefix, measured, *, whose, chapter, tokenizer=None):
+def write_pair(folder, prefix, measured, *, whose, chapter, vectors=None, tokenizer=None):
     """A catalogue and a map that link to each other."""
     from spectrolib.reading import catalogue, tokenmap
 
@@ -45,6 +46,7 @@ def write_pair(folder, prefix, measured, *, whose, chapter, tokenizer=None):
         result,
         clusters,
         positions,
+        vectors=vectors,
         cards=cards,
         tokenizer=tokenizer,
         title="Map of tokens",

@@ -40,8 +40,8 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
         positions = tokenmap.layout(vectors, k=k, seed=seed, cache=run / "layout.npz")
     laid_out = time.perf_counter() - before
     title, catalogue = f"Tokens of {run.resolve().name}", "catalogue.html" if cards else ""
-    names = {"tokenizer": tokenizer, "title": title, "catalogue": catalogue}
-    size = tokenmap.write_page(tokenmap.map_page(result, found, positions, cards=cards, **names), run / "map.html")
+    given = {"vectors": vectors, "cards": cards, "tokenizer": tokenizer, "title": title, "catalogue": catalogue}
+    size = tokenmap.write_page(tokenmap.map_page(result, found, positions, **given), run / "map.html")
     words = {
         "tokens": f"{len(vectors):,}, {found.coverage:.0%} of them in {len(found.sizes)} clusters",
         "cards": f"of {len(cards)} clusters" if cards else f"none: run `spectro cards {run}`, then this again",

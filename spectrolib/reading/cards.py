@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 MIXED = "mixed"
 """Family of a cluster in which no family has half of the members."""
+UNSURE = "no confident rule; often: "
+"""What the label of a cluster without a confident rule begins with."""
 
 
 class Example(NamedTuple):
@@ -257,7 +259,7 @@ def _median(values: Float[ndarray, " tokens"] | None, rows: Int[ndarray, " m"]) 
 def _label(rule: Rule | None, shared: Sequence[Shared], tokens: Sequence[tuple[str, int]]) -> str:
     if rule is not None and rule.confident:
         return rule.text
-    return f"no confident rule; often: {shared[0].condition if shared else tokens[0][0]}"
+    return f"{UNSURE}{shared[0].condition if shared else tokens[0][0]}"
 
 
 def draw(text: RunningText, rows: Int[ndarray, " m"], count: int, rng: np.random.Generator) -> list[int]:
