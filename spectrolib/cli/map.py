@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .cards import catalogue_of
 from .runs import CUT, clustered_result, clustered_vectors, tokenizer_for
 from .terminal import console, duration, one_line_errors, print_rows
 
@@ -42,6 +43,8 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
     title, catalogue = f"Tokens of {run.resolve().name}", "catalogue.html" if cards else ""
     given = {"vectors": vectors, "cards": cards, "tokenizer": tokenizer, "title": title, "catalogue": catalogue}
     size = tokenmap.write_page(tokenmap.map_page(result, found, positions, **given), run / "map.html")
+    if cards:
+        catalogue_of(run, found, cards)  # again, now that its cards can link to the map
     words = {
         "tokens": f"{len(vectors):,}, {found.coverage:.0%} of them in {len(found.sizes)} clusters",
         "cards": f"of {len(cards)} clusters" if cards else f"none: run `spectro cards {run}`, then this again",

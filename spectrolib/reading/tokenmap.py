@@ -245,8 +245,7 @@ def write_html(
     result = xr.Dataset(coords={name: ("token", values) for name, values in coords.items()})
     some, why = np.arange(len(sizes)), np.where(labels >= 0, "cluster", "main body")
     found = Clustering(labels, np.full(len(sizes), np.nan), some, sizes, some, why, len(sizes))
-    said = {"family": "", "name": None}
-    cards = [SimpleNamespace(cluster=i, size=sizes[i], label=name, **said) for i, name in enumerate(names)]
+    cards = [SimpleNamespace(cluster=i, size=sizes[i], title=name, family="") for i, name in enumerate(names)]
     return write_page(map_page(result, found, xy, cards=cards, catalogue=""), path)
 
 
@@ -351,8 +350,6 @@ def map_ranks(places: Int[ndarray, "n 2"], other: Int[ndarray, " n"]) -> Int[nda
 
 
 def _clusters(clustering: Clustering, positions: ndarray, cards: Iterable[Card]) -> dict:
-    from .cards import UNSURE  # takes a second
-
     sizes = clustering.sizes
     label, family = [""] * len(sizes), [""] * len(sizes)
     for card in cards:
@@ -360,7 +357,7 @@ def _clusters(clustering: Clustering, positions: ndarray, cards: Iterable[Card])
             raise ValueError(
                 f"the card of cluster {card.cluster} ({card.size} tokens) is of other clusters: make cards anew"
             )
-        label[card.cluster] = card.name.label if card.name else card.label.replace(UNSURE, "often ", 1)
+        label[card.cluster] = card.title
         family[card.cluster] = card.family
     return {
         "conductance": [None if np.isnan(value) else float(f"{value:.4g}") for value in clustering.conductance],
