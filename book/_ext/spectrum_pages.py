@@ -18,7 +18,7 @@ def write_pages(app, exception):
     write_pair(
         app.outdir,
         "",
-        (shipped.result(), shipped.clusters(), shipped.layout(), shipped.cards()),
+        (shipped.result(), shipped.clusters(), shipped.layout(), with_costs(shipped.cards())),
         vectors=shipped.vectors(),
         tokenizer=shipped.tokenizer(),
         whose="the bundled model's measurement",
@@ -32,6 +32,23 @@ def write_pages(app, exception):
         chapter=("Chapter: A real model", "book/real-model.html"),
         note=" Groups go by the strongest responses that each card names: the rows of this model do not ship.",
     )
+
+
+def with_costs(cards):
+    """Cards with what removing a component costs them, where that was measured for these clusters (causal.json)."""
+    import json
+
+    from spectrobook import DATA
+    from spectrolib.checks.intervals import Estimate
+    from spectrolib.reading.effects import RemovalCost
+
+    table = json.loads((DATA / "causal.json").read_text())
+    names, costs = table["components"], table["ablation"]["costs"]["paper"]
+    if len(costs) != len(cards):
+        return cards
+    unknown = float("nan")  # no intervals were kept
+    cost = [(RemovalCost(names[c["worst"]], Estimate(c["own"], unknown, unknown), c["others"]),) for c in costs]
+    return [replace(card, costs=own) for card, own in zip(cards, cost, strict=True)]
 
 
 def by_responses(cards):

@@ -18,7 +18,8 @@ def map_command(
     k: Annotated[int, typer.Option(help="Neighbours that UMAP looks at; itself is one.")] = 45,
     seed: Annotated[int, typer.Option(help="Seed of the layout.")] = 0,
 ) -> None:
-    """Draw a map of the tokens of a run: writes RUN/map.html and RUN/layout.npz, with cards where there are some."""
+    """Draw a map of the tokens of a run: writes RUN/map.html and RUN/layout.npz. Where there are cards, the map names
+    clusters by them, and RUN/catalogue.html is written again with links to the map."""
     with one_line_errors(stopped="no map was written"):
         print_rows(_map(run, model, k, seed))
 
@@ -51,7 +52,8 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
     }
     if missed:
         words["note"] = CUT
+    catalogued = f", {run / 'catalogue.html'}" if cards else ""
     return words | {
         "time": f"{duration(time.perf_counter() - begin)}, of which layout {duration(laid_out)}",
-        "files": f"{run / 'map.html'} ({size / 1e6:.2f} MB), {run / 'layout.npz'}",
+        "files": f"{run / 'map.html'} ({size / 1e6:.2f} MB), {run / 'layout.npz'}{catalogued}",
     }

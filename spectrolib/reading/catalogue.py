@@ -132,6 +132,8 @@ def _swatch(family: str) -> str:
 def _span(estimate: Estimate, form: str = ".2f") -> str:
     if math.isnan(estimate.value):
         return "unknown"
+    if math.isnan(estimate.low):
+        return f"{estimate.value:{form}}"
     return f"{estimate.value:{form}} <small>({estimate.low:{form}} to {estimate.high:{form}})</small>"
 
 
@@ -514,7 +516,8 @@ function remember(asStep) {
   asStep ? location.hash = now : location.replace(now);
 }
 function arrive() {
-  const [what, ...others] = location.hash.slice(1).split("&"), card = said.has($(what)) ? $(what) : null;
+  const [what, ...others] = location.hash.slice(1).split("&");
+  const card = [$(what), $("cluster-" + what)].find(named => said.has(named)); // #16 is #cluster-16
   const words = new URLSearchParams((card ? others : [what, ...others]).join("&"));
   const chosen = (words.get("family") || "").split(",");
   written = null; // what is read is not written again

@@ -47,11 +47,13 @@ def _below(path: tuple[int, ...], own: Sequence[Card], every: Sequence[Card]) ->
 
 def group_name(own: Sequence[Card], every: Sequence[Card]) -> str:
     """A group in words: the condition and the response that tell its clusters from others, of those that most of them
-    share, and how many do. A group of one cluster has that one's name."""
+    share, and how many do. Without such a condition, what its two largest clusters share. A group of one cluster has
+    that one's name."""
     if len(own) == 1:
         return own[0].title
-    said = [_telling(own, every, _conditions), _telling(own, every, _responses)]
-    return "; ".join(filter(None, said)) or "nothing that most of its clusters share"
+    first = dict.fromkeys(next(iter(_conditions(card)), card.title) for card in own)
+    said = _telling(own, every, _conditions) or f"such as {', '.join(list(first)[:2])}"
+    return "; ".join(filter(None, [said, _telling(own, every, _responses)]))
 
 
 def _telling(own: Sequence[Card], every: Sequence[Card], of: Callable[[Card], Iterable[str]]) -> str:
@@ -59,7 +61,7 @@ def _telling(own: Sequence[Card], every: Sequence[Card], of: Callable[[Card], It
     here, anywhere = (Counter(name for card in some for name in of(card)) for some in (own, every))
     excess = {name: n / len(own) - anywhere[name] / len(every) for name, n in here.items() if 2 * n > len(own)}
     best = max(excess, key=excess.get, default="")  # of equals the one that is met first
-    return f"{best} ({here[best]} of {len(own)})" if best else ""
+    return f"{best} ({here[best]} of {len(own)})" if excess.get(best, 0) > 0 else ""
 
 
 def _conditions(card: Card) -> dict[str, None]:

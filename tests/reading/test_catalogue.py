@@ -259,6 +259,11 @@ def test_other_pages_and_what_is_known_of_a_cluster_stand_in_its_head(made):
     facts = re.search(r'<ul class="facts">(.*?)</ul>', page)[1]
     for said in ("loss 1.23 nats", "row length 0.50", "came back in 90% of repetitions"):
         assert f"<li>{said}</li>" in facts
+    assert "costs this cluster 0.52 <small>(0.42 to 0.62)</small> nats" in page
+    once = (RemovalCost("embed", Estimate(0.5, float("nan"), float("nan")), 0.1),)  # without an interval
+    assert "costs this cluster 0.50 nats, others 0.10." in catalogue.catalogue_page(
+        [dataclasses.replace(known, costs=once)]
+    )
     assert "<li>without <bdi>l0 mlp</bdi> +0.52 nats, others +0.03</li>" in facts
     assert "without" not in re.search(r'<ul class="facts">(.*?)</ul>', catalogue.catalogue_page(made))[1]
 
@@ -342,6 +347,8 @@ def test_groups_lead_from_coarse_to_fine(chromium, grouped):
         page.evaluate("document.querySelector('#levels a[href=\"#cluster-5\"]').click()")
         assert page.evaluate("document.activeElement.id") == "cluster-5" and went(page) == "#cluster-5"
         assert page.errors == []
+    with chromium.open(grouped.as_uri() + "#4") as page:  # a number is a cluster
+        assert page.evaluate("document.activeElement.id") == "cluster-4"
     with chromium.open(grouped.as_uri() + "#group=0-1") as page:
         assert sorted(page.evaluate(SEEN)) == [2, 3]
         assert page.evaluate("document.querySelector('[data-group=\"0-1\"] .group').checkVisibility()")  # unfolded

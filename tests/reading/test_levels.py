@@ -40,6 +40,7 @@ def test_the_tree_holds_every_cluster_that_has_a_path_once(made):
 def test_a_group_is_named_by_what_most_of_it_shares_and_others_less(made):
     every = made[:5]
     assert group_name(every[:3], every) == "noun (2 of 3); expression in l0 (3 of 3)"  # all are frequent everywhere
-    assert group_name(every[3:], every) == "frequent (2 of 2)"  # one of two is not most
+    assert group_name(every[3:], every) == "such as frequent"  # as all are; one of two is not most
     assert group_name(every[3:4], every) == "card 3"
-    assert group_name([made[5], card(6, ())], every) == "nothing that most of its clusters share"
+    apart = [card(6, (), ["verb"], [("l1", 1.0)]), card(7, (), ["verb", "noun"], [("l1", 1.0)]), made[5]]
+    assert group_name(apart, apart) == "such as verb, card 5"

@@ -614,6 +614,24 @@ def test_rows_losses_and_nearest_tokens_are_shown(chromium, measured):
         assert page.evaluate("document.querySelectorAll('b').length") == 0 and page.errors == []
 
 
+def test_the_page_inflates_what_zlib_deflates(chromium, usual):
+    """Stored, fixed and dynamic blocks; stretches of 258 that overlap themselves, and far ones; every length of tail."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, 70_000, dtype=np.uint8)
+    texts = [b"", b"a", b"abcab", b"a" * 1000, noise.tobytes(), noise[:30_000].tobytes() * 2]
+    texts += [rng.geometric(0.2, 50_000).astype(np.uint8).tobytes(), *(noise[:k].tobytes() for k in range(2, 9))]
+    kinds = [(0, zlib.Z_DEFAULT_STRATEGY), (9, zlib.Z_DEFAULT_STRATEGY), (9, zlib.Z_FIXED), (9, zlib.Z_HUFFMAN_ONLY)]
+    with chromium.open(usual.as_uri()) as page:
+        for content in texts:
+            for level, strategy in kinds:
+                packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
+                packed = base64.b85encode(packer.compress(content) + packer.flush()).decode().replace("<", ",")
+                found = page.evaluate(
+                    f"btoa(tokenMap.inflate({json.dumps(packed)}).reduce((all, b) => all + String.fromCharCode(b), ''))"
+                )
+                assert base64.b64decode(found) == content
+
+
 def test_colours_by_component_and_by_loss(chromium, measured):
     groups = "[...document.querySelectorAll('#groups li')].map(e => e.innerText.replace(/\\s+/g, ' '))"
     with chromium.open(measured.as_uri()) as page:
