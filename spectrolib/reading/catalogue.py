@@ -35,7 +35,7 @@ ORDERS = {
     "share": "how often it came back",
     "loss": "loss",
     "length": "row length",
-    "cost": "cost of removing a component",
+    "cost": "cost of removing a component, above others",
     "reliability": "reliability",
     "conductance": "conductance, sharpest first",
     "cluster": "number",
@@ -132,8 +132,6 @@ def _swatch(family: str) -> str:
 def _span(estimate: Estimate, form: str = ".2f") -> str:
     if math.isnan(estimate.value):
         return "unknown"
-    if math.isnan(estimate.low):
-        return f"{estimate.value:{form}}"
     return f"{estimate.value:{form}} <small>({estimate.low:{form}} to {estimate.high:{form}})</small>"
 
 
@@ -196,7 +194,7 @@ def _order(card: Card) -> dict[str, str]:
         "share": _sortable(card.share),
         "loss": _sortable(card.loss),
         "length": _sortable(card.length),
-        "cost": _sortable(card.costs[0].own.value if card.costs else None),
+        "cost": _sortable(card.costs[0].own.value - card.costs[0].others if card.costs else None),
         "reliability": _sortable(card.reliability),
         "precision": _sortable(rule and rule.precision.value),
         "recall": _sortable(rule and rule.recall.value),
@@ -266,7 +264,7 @@ def _rule(card: Card) -> str:
 def _done(card: Card) -> str:
     """What silencing its worst component, and steering towards it, did to it; nothing where neither was tried."""
     said = []
-    if card.costs:
+    if card.costs and not math.isnan(card.costs[0].own.low):  # else the head says all that is known
         worst, *others = card.costs
         further = ", ".join(f"{cost.component} {cost.own.value:.2f} nats" for cost in others)
         said.append(

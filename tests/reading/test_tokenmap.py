@@ -615,7 +615,7 @@ def test_rows_losses_and_nearest_tokens_are_shown(chromium, measured):
 
 
 def test_the_page_inflates_what_zlib_deflates(chromium, usual):
-    """Stored, fixed and dynamic blocks; stretches of 258 that overlap themselves, and far ones; every length of tail."""
+    """Stored, fixed and dynamic blocks; long stretches that overlap themselves, and far ones; tails of every length."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, 70_000, dtype=np.uint8)
     texts = [b"", b"a", b"abcab", b"a" * 1000, noise.tobytes(), noise[:30_000].tobytes() * 2]
