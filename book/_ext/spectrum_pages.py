@@ -1,9 +1,10 @@
 """The catalogues of clusters and the maps of tokens, made from the shipped measurements when the book is built.
 
-They are pages of their own at the root of the built book: catalogue.html and map.html of the bundled model,
-real-catalogue.html and real-map.html of the real one. Sphinx did not write them, so chapters link to them with plain
-HTML: ``<a href="../map.html#cluster-3">``. An address says more, on the map ``#token-7&search=return&colour=loss``, in
-the catalogue ``#search=return&family=names&order=loss&confident=1&group=2``; `tokenmap` and `catalogue` say what.
+They are pages of their own at the root of the built book: catalogue.html and map.html of the bundled model's clusters
+that come back, real-catalogue.html and real-map.html of the real model's. Sphinx did not write them, so chapters link
+to them with plain HTML: ``<a href="../map.html#cluster-3">``. An address says more, on the map
+``#token-7&search=return&colour=loss``, in the catalogue ``#search=return&family=names&order=loss&group=2``; `tokenmap`
+and `catalogue` say what.
 """
 
 from dataclasses import replace
@@ -13,16 +14,18 @@ from pathlib import Path
 def write_pages(app, exception):
     if exception is not None or app.builder.format != "html":
         return
-    from spectrobook import realmodel, shipped  # here: they are slow to load, and not every builder needs them
+    from spectrobook import realmodel, shipped, stable  # here: they are slow to load, and not every builder needs them
 
     write_pair(
         app.outdir,
         "",
-        (shipped.result(), shipped.clusters(), shipped.layout(), with_costs(shipped.cards())),
-        vectors=shipped.vectors(),
+        (shipped.result(), stable.clusters(), stable.layout(), described(stable.cards(), stable.clusters().labels)),
+        near=stable.nearest(),
         tokenizer=shipped.tokenizer(),
         whose="the bundled model's measurement",
         chapter=("Chapter: Reading clusters", "book/clusters.html"),
+        note=" Clusters and nearest tokens were found on rows to first order, which are too large to ship. Pictures of "
+        "rows, colours by component and groups of clusters are of the measurement that ships.",
     )
     write_pair(
         app.outdir,
@@ -34,21 +37,27 @@ def write_pages(app, exception):
     )
 
 
-def with_costs(cards):
-    """Cards with what removing a component costs them, where that was measured for these clusters (causal.json)."""
+def described(cards, labels):
+    """Cards with what is known of them from elsewhere: groups, by the mean rows of the shipped measurement; what
+    removing a component costs them (causal.json, without intervals)."""
     import json
 
-    from spectrobook import DATA
+    import numpy as np
+
+    from spectrobook import DATA, shipped
     from spectrolib.checks.intervals import Estimate
+    from spectrolib.reading.cards import paths
     from spectrolib.reading.effects import RemovalCost
 
+    rows = shipped.vectors()
+    path = paths(np.array([rows[labels == card.cluster].mean(axis=0) for card in cards]))
     table = json.loads((DATA / "causal.json").read_text())
-    names, costs = table["components"], table["ablation"]["costs"]["paper"]
+    names, costs = table["components"], table["ablation"]["costs"]["resolved"]
     if len(costs) != len(cards):
-        return cards
-    unknown = float("nan")  # no intervals were kept
-    cost = [(RemovalCost(names[c["worst"]], Estimate(c["own"], unknown, unknown), c["others"]),) for c in costs]
-    return [replace(card, costs=own) for card, own in zip(cards, cost, strict=True)]
+        raise ValueError(f"causal.json is of {len(costs)} clusters, not of these {len(cards)}: make it anew")
+    unknown = float("nan")
+    cost = [RemovalCost(names[c["worst"]], Estimate(c["own"], unknown, unknown), c["others"]) for c in costs]
+    return [replace(card, path=path[card.cluster], costs=(cost[card.cluster],)) for card in cards]
 
 
 def by_responses(cards):
@@ -68,7 +77,7 @@ def by_responses(cards):
     return [replace(card, path=path) for card, path in zip(cards, paths(means), strict=True)]
 
 
-def write_pair(folder, prefix, measured, *, whose, chapter, note="", vectors=None, tokenizer=None):
+def write_pair(folder, prefix, measured, *, whose, chapter, note="", near=None, tokenizer=None):
     """A catalogue and a map that link to each other."""
     from spectrolib.reading import catalogue, tokenmap
 
@@ -85,10 +94,11 @@ def write_pair(folder, prefix, measured, *, whose, chapter, note="", vectors=Non
         result,
         clusters,
         positions,
-        vectors=vectors,
+        near=near,
         cards=cards,
         tokenizer=tokenizer,
         title="Map of tokens",
+        about=note.strip(),
         catalogue=names["catalogue"],
         links={"Catalogue of clusters": names["catalogue"]} | book,
     )

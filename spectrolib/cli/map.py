@@ -28,6 +28,7 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
     """Lay out, write the page; what was done, in words."""
     import time
 
+    from .. import graph
     from ..reading import tokenmap
     from ..reading.cards import open_cards
     from ..run.store import open_clusters
@@ -42,7 +43,8 @@ def _map(run: Path, model: str, k: int, seed: int) -> dict[str, str]:
         positions = tokenmap.layout(vectors, k=k, seed=seed, cache=run / "layout.npz")
     laid_out = time.perf_counter() - before
     title, catalogue = f"Tokens of {run.resolve().name}", "catalogue.html" if cards else ""
-    given = {"vectors": vectors, "cards": cards, "tokenizer": tokenizer, "title": title, "catalogue": catalogue}
+    near = graph.nearest(vectors, tokenmap.NEAREST, seed=seed).indices
+    given = {"near": near, "cards": cards, "tokenizer": tokenizer, "title": title, "catalogue": catalogue}
     size = tokenmap.write_page(tokenmap.map_page(result, found, positions, **given), run / "map.html")
     if cards:
         catalogue_of(run, found, cards)  # again, now that its cards can link to the map

@@ -376,6 +376,7 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: 0 0 .5rem; }
 #families { display: flex; flex-wrap: wrap; gap: .3rem; } #count { margin: 0; color: var(--soft); }
 input, select, button { font: inherit; color: inherit; background: var(--ground); border: 1px solid var(--soft);
  border-radius: .3rem; padding: .1rem .4rem; max-width: 100%; text-align: left; }
+#order { max-width: 17rem; }
 [aria-pressed=true] { background: var(--mark); }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .35em; border: 1px solid var(--soft);
  border-radius: 50%; }

@@ -42,8 +42,8 @@ COLOURS = len(FAMILIES)
 STEPS = 8191
 """Steps of the wider side of the map that places are told in."""
 NEAREST = 2
-"""Nearest tokens that the page knows of each."""
-LEVEL = 2.0
+"""Nearest tokens of each that a page is given."""
+LEVEL = 1.6
 """A step of the picture of a row, in root mean squares of all values of all rows. There are two steps either way."""
 
 
@@ -136,10 +136,11 @@ def map_page(
     clustering: Clustering,
     positions: Float[ndarray, "n 2"],
     *,
-    vectors: Float[ndarray, "n d"] | None = None,
+    near: Int[ndarray, "n k"] | None = None,
     cards: Iterable[Card] = (),
     tokenizer=None,
     title: str = "Map of tokens",
+    about: str = "",
     catalogue: str = "catalogue.html",
     links: Mapping[str, str] | None = None,
 ) -> str:
@@ -150,10 +151,12 @@ def map_page(
             loss and its susceptibilities (columns z-scored, rows centred) are shown too where it has them.
         clustering: the clusters of the same tokens.
         positions: the layout of the same tokens.
-        vectors: what was laid out, for the nearest tokens (Euclidean); without, none are shown.
+        near: the nearest tokens of each, as from `graph.nearest` of what was laid out; `NEAREST` of them keep the page
+            small. Without, none are shown.
         cards: of the clusters, for their names and families.
         tokenizer: of the measured model, for characters cut into several tokens; see `runningtext.running_text`.
         title: of the page.
+        about: what else there is to know of what it shows.
         catalogue: the page of the full cards; cluster 12 links to ``catalogue.html#cluster-12``. None if empty.
         links: other pages to name under the title, and their addresses.
 
@@ -172,11 +175,12 @@ def map_page(
         raise ValueError(f"{len(text)} tokens, but clusters of {len(clustering.labels)}: cluster this result")
     data = {
         "title": title,
+        "about": about,
         "catalogue": catalogue,
         "links": dict(links or {}),
         "families": FAMILIES,
         "clusters": _clusters(clustering, positions, cards),
-        **_tokens(text, clustering.labels, positions, _measured(result, vectors, len(text))),
+        **_tokens(text, clustering.labels, positions, _measured(result, near, len(text))),
     }
     template = (Path(__file__).parent / "tokenmap.html").read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", template, re.S)[1]
@@ -265,16 +269,13 @@ class _Measured(NamedTuple):
     near: Int[ndarray, "n k"] | None
 
 
-def _measured(result, vectors: ndarray | None, n: int) -> _Measured:
-    if vectors is not None and (np.ndim(vectors) != 2 or len(vectors) != n):
-        raise ValueError(f"vectors must have one row for each of the {n} tokens, got shape {np.shape(vectors)}")
+def _measured(result, near: ndarray | None, n: int) -> _Measured:
+    if near is not None and (np.ndim(near) != 2 or len(near) != n or np.min(near) < 0 or np.max(near) >= n):
+        raise ValueError(f"near must have a row of token numbers, 0 to {n - 1}, for each token, got {np.shape(near)}")
     loss = result["loss"].values if "loss" in result else None
-    rows, components = None, []
-    if "susceptibility" in result:
-        rows, components = standardise(result["susceptibility"].values), result["component"].values.tolist()
-    few = min(NEAREST, n - 1)
-    near = None if vectors is None or few < 1 else graph.nearest(vectors, few, seed=0).indices
-    return _Measured(loss, rows, components, near)
+    if "susceptibility" not in result:
+        return _Measured(loss, None, [], near)
+    return _Measured(loss, standardise(result["susceptibility"].values), result["component"].values.tolist(), near)
 
 
 def _tokens(text: RunningText, labels: ndarray, positions: ndarray, measured: _Measured) -> dict:
@@ -313,7 +314,7 @@ def _shown(measured: _Measured, order: Int[ndarray, " n"], places: Int[ndarray, 
     if measured.loss is not None:
         tenths = np.rint(10 * np.clip(np.nan_to_num(measured.loss[order]), 0, 25.5))
         found["loss"] = _packed(tenths.astype(np.int64))
-    if measured.rows is not None and measured.rows.size:
+    if measured.rows is not None:
         rows = measured.rows[order]
         step = LEVEL * (float(np.sqrt((rows**2).mean())) or 1.0)
         found |= {"components": measured.components, "step": float(f"{step:.3g}"), "levels": _levels(rows, step)}

@@ -243,7 +243,7 @@ def test_rows_losses_and_near_tokens_are_kept_in_few_bytes():
     order = rng.permutation(len(labels))  # rows of the result in no order of the text
     given = measured.isel(token=order), clustering(labels[order]), positions[order]
     vectors = 10 * positions[order] + rng.normal(size=(len(labels), 2))  # near on the map are near
-    page = tokenmap.map_page(*given, vectors=vectors)
+    page = tokenmap.map_page(*given, near=graph.nearest(vectors, tokenmap.NEAREST).indices)
     assert len(page) - len(tokenmap.map_page(result, *given[1:])) < 14 * len(labels)
     held, n = data(page), len(labels)
     back = unpacked(held["row"], n)
@@ -268,7 +268,6 @@ def test_rows_losses_and_near_tokens_are_kept_in_few_bytes():
 def test_what_was_not_measured_is_not_there():
     held = data(tokenmap.map_page(tokens(["a"] * 6), clustering([0] * 6), ring(6)))
     assert not {"loss", "levels", "components", "near"} & set(held)
-    assert "near" not in data(tokenmap.map_page(tokens(["a"]), clustering([0]), np.zeros((1, 2)), vectors=np.eye(1)))
 
 
 def test_twenty_thousand_tokens_are_under_half_a_megabyte():
@@ -315,7 +314,8 @@ def test_the_page_asks_nothing_of_others():
         ({"result": tokens(["a"] * 6).drop_vars("domain")}, "no coordinate domain"),
         ({"cards": [card(1, 6)]}, "of other clusters"),
         ({"cards": [card(0, 5)]}, "of other clusters"),
-        ({"vectors": np.eye(5)}, r"one row for each of the 6 tokens, got shape \(5, 5\)"),
+        ({"near": np.zeros((5, 2), int)}, r"near must have a row of token numbers, 0 to 5, .* got \(5, 2\)"),
+        ({"near": np.full((6, 2), 6)}, "near must have a row of token numbers, 0 to 5"),
     ],
 )
 def test_what_does_not_fit_together(changes, message):
@@ -586,10 +586,10 @@ def measured(tmp_path_factory):
     words = ["one", " two", " three", "\n", " four", "x", "y", "z", " two"]
     result = result.assign_coords(component=np.array(names, dtype=object)).merge(tokens(words))
     found = dataclasses.replace(clustering([0, 0, 0, 0, 0, 1, 1, 1, -1]), share=np.array([1.0, 0.5]))
-    vectors = 2 ** np.arange(9.0)[:, None] * [1, 0]  # the nearest of each are the two before it, but for the first
+    near = np.array([[1, 2], [0, 2], *([i - 1, i - 2] for i in range(2, 9))])
     file = tmp_path_factory.mktemp("map") / "map.html"
     cards = [card(0, 5, "often after one"), card(1, 3, "letters")]
-    tokenmap.write_page(tokenmap.map_page(result, found, ring(9), vectors=vectors, cards=cards), file)
+    tokenmap.write_page(tokenmap.map_page(result, found, ring(9), near=near, cards=cards), file)
     return file
 
 
@@ -780,13 +780,15 @@ def test_without_javascript_the_clusters_are_listed_and_every_cluster_has_an_anc
 def test_other_pages_are_named_in_the_header(chromium, tmp_path):
     links = {"<b>Book</b>": "index.html", "Catalogue": "catalogue.html"}
     tokenmap.write_page(
-        tokenmap.map_page(tokens(["a"] * 6), clustering([0] * 6), ring(6), links=links), tmp_path / "map.html"
+        tokenmap.map_page(tokens(["a"] * 6), clustering([0] * 6), ring(6), links=links, about="<i>Rows</i>"),
+        tmp_path / "map.html",
     )
     with chromium.open((tmp_path / "map.html").as_uri()) as page:
         found = page.evaluate(
             "[...document.querySelectorAll('nav a')].map(a => [a.textContent, a.getAttribute('href')])"
         )
         assert dict(found) == links
+        assert page.evaluate("document.querySelector('#about').textContent") == "<i>Rows</i>"
 
 
 # The picture ---------------------------------------------------------------------------------------------------------
