@@ -50,7 +50,7 @@ def cards_command(
 def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str, str]) -> tuple[list, dict]:
     """Cards and catalogue, written; the summary."""
     from ..reading import cards as room
-    from ..reading import catalogue, naming
+    from ..reading import naming
     from ..reading.conditions import describe
     from ..run.store import open_clusters
     from ..text.runningtext import running_text
@@ -81,18 +81,31 @@ def _cards(run: Path, model: str, examples: int, seed: int, name: tuple[str, str
         "guesses": expected is not None,
         "named_by": endpoint.model if endpoint else None,
     }
-    about = f"{len(found.labels):,} tokens of {run.resolve().name}, of which {found.coverage:.0%} are in a cluster."
     room.save_cards(described, run, summary)
-    catalogue.write_catalogue(described, run, title=f"Clusters of {run.resolve().name}", about=about)
+    catalogue_of(run, found, described)
     return described, summary
+
+
+def catalogue_of(run: Path, clustering, described: list) -> None:
+    """Write RUN/catalogue.html; its cards link to RUN/map.html where there is one of these clusters."""
+    from ..reading import catalogue
+
+    tokens, name = len(clustering.labels), run.resolve().name
+    about = f"{tokens:,} tokens of {name}, of which {clustering.coverage:.0%} are in a cluster."
+    token_map = "map.html" if _of_these_clusters(run / "map.html") else ""
+    catalogue.write_catalogue(described, run, title=f"Clusters of {name}", about=about, token_map=token_map)
+
+
+def _of_these_clusters(file: Path) -> bool:
+    """Whether a file of a run is there, and not older than its clusters."""
+    return file.exists() and file.stat().st_mtime >= (file.parent / "clusters.npz").stat().st_mtime
 
 
 def _effects(run: Path, clusters: int) -> list:
     """What `spectro check` found out, if it was run on these clusters."""
     from ..reading.effects import open_effects
 
-    file = run / "check.json"
-    if not file.exists() or file.stat().st_mtime < (run / "clusters.npz").stat().st_mtime:
+    if not _of_these_clusters(run / "check.json"):
         return []
     found = open_effects(run)
     return found if len(found) == clusters else []

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 MIXED = "mixed"
 """Family of a cluster in which no family has half of the members."""
+UNSURE = "no confident rule; often: "
+"""What the label of a cluster without a confident rule begins with."""
 
 
 class Example(NamedTuple):
@@ -110,11 +112,19 @@ class Card:
     loss: float | None = None
     """Median over members of their loss at w*, nats."""
     length: float | None = None
-    """Median over members of the length of their resolved rows, where 1 is the root mean square over all tokens."""
+    """Median over members of the length of their rows, where 1 is the root mean square over all tokens. Rows are
+    resolved, or standardised where only those were measured."""
     costs: tuple[RemovalCost, ...] = ()
     """What silencing components costs it, where that was tried (`effects`)."""
     falls: Falls | None = None
     """What steering towards it did, where that was tried."""
+    path: tuple[int, ...] = ()
+    """The groups of neighbouring clusters that it is in, from coarse to fine (`paths`)."""
+
+    @property
+    def title(self) -> str:
+        """Its name in few words: a model's, or its label."""
+        return self.name.label if self.name else self.label.replace(UNSURE, "often ", 1)
 
 
 def cards(
@@ -153,14 +163,14 @@ def cards(
     found = for_labels(
         features or describe(running_text(result, tokenizer), loss=loss),
         clustering.labels,
-        standardise(chi, rows=rows),
+        vectors := standardise(chi, rows=rows),
         result["component"].values.tolist(),
         positions=standardise(chi, rows=rows, whiten=True) if whiten else None,
         conductance=clustering.conductance,
         reliability=_reliability(result, rows),
         share=clustering.share,
         loss=loss,
-        length=_lengths(result),
+        length=_lengths(result, vectors),
         examples=examples,
         seed=seed,
     )
@@ -174,10 +184,11 @@ def _reliability(result, rows) -> Float[ndarray, " tokens"] | None:
     return token_reliability(result, rows=rows).values if "half_susceptibility" in result else None
 
 
-def _lengths(result) -> Float[ndarray, " tokens"] | None:
-    if "resolved" not in result:
-        return None
-    length = np.linalg.norm(result["resolved"].values.astype(np.float32), axis=(0, 2))
+def _lengths(result, vectors: Float[ndarray, "tokens components"]) -> Float[ndarray, " tokens"]:
+    if "resolved" in result:
+        length = np.linalg.norm(result["resolved"].values.astype(np.float32), axis=(0, 2))
+    else:
+        length = np.linalg.norm(vectors, axis=1)
     return length / np.sqrt((length**2).mean())
 
 
@@ -219,7 +230,7 @@ def for_labels(
         raise ValueError(f"labels must number the clusters without a gap: {np.flatnonzero(sizes == 0)[0]} is empty")
     centres = np.array([positions[labels == c].mean(axis=0) for c in range(len(sizes))])
     text, families = features.text, features.text.families()
-    made = []
+    made, path = [], paths(centres)
     for cluster, rule in enumerate(rules.rules(features, labels, seed=seed)):
         member = labels == cluster
         rows = np.flatnonzero(member)
@@ -245,6 +256,7 @@ def for_labels(
             share=None if share is None else float(share[cluster]),
             loss=_median(loss, rows),
             length=_median(length, rows),
+            path=path[cluster],
         )
         made.append(card)
     return made
@@ -257,7 +269,7 @@ def _median(values: Float[ndarray, " tokens"] | None, rows: Int[ndarray, " m"]) 
 def _label(rule: Rule | None, shared: Sequence[Shared], tokens: Sequence[tuple[str, int]]) -> str:
     if rule is not None and rule.confident:
         return rule.text
-    return f"no confident rule; often: {shared[0].condition if shared else tokens[0][0]}"
+    return f"{UNSURE}{shared[0].condition if shared else tokens[0][0]}"
 
 
 def draw(text: RunningText, rows: Int[ndarray, " m"], count: int, rng: np.random.Generator) -> list[int]:
@@ -288,6 +300,33 @@ def _nearest(centres: ndarray, cluster: int, most: int = 3) -> tuple[Near, ...]:
     distance = np.linalg.norm(centres - centres[cluster], axis=1)
     order = [int(i) for i in np.argsort(distance, kind="stable") if i != cluster][:most]
     return tuple(Near(i, float(distance[i])) for i in order)
+
+
+# Levels above clusters ------------------------------------------------------------------------------------------------
+
+
+def paths(means: Float[ndarray, "clusters d"]) -> list[tuple[int, ...]]:
+    """The groups that each cluster is in, from coarse to fine: a tree of clusters whose mean rows point alike.
+
+    Average linkage of one minus the cosine of mean rows [I], cut twice: into groups of twelve clusters on average, and
+    into groups of four. At each cut, groups are numbered in the order of their first clusters.
+
+    Returns:
+        The numbers of a cluster's groups; nothing for fewer than eight clusters.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    count = len(means)
+    if count < 8:
+        return [()] * count
+    length = np.linalg.norm(means, axis=1, keepdims=True)
+    unit = np.divide(means, length, out=np.zeros_like(means), where=length > 0)
+    apart = np.clip(1 - unit @ unit.T, 0, None)[np.triu_indices(count, 1)]
+    tree = linkage(apart, "average")
+    cuts = [fcluster(tree, max(2, round(count / size)), "maxclust").tolist() for size in (12, 4)]
+    numbered = [{group: number for number, group in enumerate(dict.fromkeys(cut))} for cut in cuts]
+    coarse, fine = ([number[group] for group in cut] for number, cut in zip(numbered, cuts, strict=True))
+    return list(zip(coarse, fine, strict=True))
 
 
 # Partitions to compare with, and the rules of all --------------------------------------------------------------------
@@ -413,5 +452,6 @@ def _read(card: dict) -> Card:
         "name": name and Name(name[0], name[1], _estimate(name[2])),
         "costs": read_costs(card.get("costs", ())),
         "falls": read_falls(card.get("falls")),
+        "path": tuple(card.get("path", ())),
     }
     return Card(**card | kept)

@@ -5,7 +5,8 @@ near whom. So clusters are found on the vectors, and only shown here.
 
 The page loads nothing from other hosts. Tokens are raw text from files, some of it HTML and script: the page holds them
 as JSON without a single ``<``, its script puts them in as text and never as markup, and its policy lets no other script
-run. The text of a window is stored once; the context of a token is the tokens beside it.
+run. The text of a window is stored once; the context of a token is the tokens beside it. What there is one of for each
+token is deflated: the rows in five levels, the nearest tokens by how many lie nearer on the map.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import html
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,6 +30,7 @@ from numpy import ndarray
 
 from .. import graph
 from ..clustering import Clustering
+from ..estimator import standardise
 from ..run.files import refusing, write_whole
 from ..text.runningtext import FAMILIES, RunningText, running_text
 
@@ -36,6 +39,12 @@ if TYPE_CHECKING:
 
 COLOURS = len(FAMILIES)
 """Colours that are told apart with any colour vision. More groups than these share one grey."""
+STEPS = 8191
+"""Steps of the wider side of the map that places are told in."""
+NEAREST = 2
+"""Nearest tokens of each that a page is given."""
+LEVEL = 1.6
+"""A step of the picture of a row, in root mean squares of all values of all rows. There are two steps either way."""
 
 
 # The layout ----------------------------------------------------------------------------------------------------------
@@ -127,26 +136,34 @@ def map_page(
     clustering: Clustering,
     positions: Float[ndarray, "n 2"],
     *,
+    near: Int[ndarray, "n k"] | None = None,
     cards: Iterable[Card] = (),
     tokenizer=None,
     title: str = "Map of tokens",
+    about: str = "",
     catalogue: str = "catalogue.html",
     links: Mapping[str, str] | None = None,
 ) -> str:
     """The map as one HTML page: pan, zoom, hover for context, search, click a cluster to read its card.
 
     Args:
-        result: of `measure`: coordinates sequence, position, token_id, text, domain and document for each token.
+        result: of `measure`: coordinates sequence, position, token_id, text, domain and document for each token. Its
+            loss and its susceptibilities (columns z-scored, rows centred) are shown too where it has them.
         clustering: the clusters of the same tokens.
         positions: the layout of the same tokens.
-        cards: of the clusters, for their labels and families.
+        near: the nearest tokens of each, as from `graph.nearest` of what was laid out; `NEAREST` of them keep the page
+            small. Without, none are shown.
+        cards: of the clusters, for their names and families.
         tokenizer: of the measured model, for characters cut into several tokens; see `runningtext.running_text`.
         title: of the page.
+        about: what else there is to know of what it shows.
         catalogue: the page of the full cards; cluster 12 links to ``catalogue.html#cluster-12``. None if empty.
         links: other pages to name under the title, and their addresses.
 
     Returns:
-        The page. It opens at a cluster too: ``map.html#cluster-12``.
+        The page. Its address says what is chosen, sought and coloured, and can be shared: ``map.html#16`` and
+        ``map.html#cluster-16`` show cluster 16, ``map.html#token-7&search=return&colour=loss`` token 7 of the result
+        among the places of a word.
 
     Raises:
         ValueError: for coordinates that are not there, other numbers of tokens, positions that are not finite, or cards
@@ -158,11 +175,12 @@ def map_page(
         raise ValueError(f"{len(text)} tokens, but clusters of {len(clustering.labels)}: cluster this result")
     data = {
         "title": title,
+        "about": about,
         "catalogue": catalogue,
         "links": dict(links or {}),
         "families": FAMILIES,
         "clusters": _clusters(clustering, positions, cards),
-        **_tokens(text, clustering.labels, positions),
+        **_tokens(text, clustering.labels, positions, _measured(result, near, len(text))),
     }
     template = (Path(__file__).parent / "tokenmap.html").read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", template, re.S)[1]
@@ -231,8 +249,7 @@ def write_html(
     result = xr.Dataset(coords={name: ("token", values) for name, values in coords.items()})
     some, why = np.arange(len(sizes)), np.where(labels >= 0, "cluster", "main body")
     found = Clustering(labels, np.full(len(sizes), np.nan), some, sizes, some, why, len(sizes))
-    said = {"family": "", "name": None}
-    cards = [SimpleNamespace(cluster=i, size=sizes[i], label=name, **said) for i, name in enumerate(names)]
+    cards = [SimpleNamespace(cluster=i, size=sizes[i], title=name, family="") for i, name in enumerate(names)]
     return write_page(map_page(result, found, xy, cards=cards, catalogue=""), path)
 
 
@@ -243,7 +260,25 @@ def _positions(positions: ndarray, n: int) -> Float[ndarray, "n 2"]:
     return positions
 
 
-def _tokens(text: RunningText, labels: ndarray, positions: ndarray) -> dict:
+class _Measured(NamedTuple):
+    """What is shown of each token besides its text; None where it is not known."""
+
+    loss: Float[ndarray, " n"] | None
+    rows: Float[ndarray, "n components"] | None
+    components: list[str]
+    near: Int[ndarray, "n k"] | None
+
+
+def _measured(result, near: ndarray | None, n: int) -> _Measured:
+    if near is not None and (np.ndim(near) != 2 or len(near) != n or np.min(near) < 0 or np.max(near) >= n):
+        raise ValueError(f"near must have a row of token numbers, 0 to {n - 1}, for each token, got {np.shape(near)}")
+    loss = result["loss"].values if "loss" in result else None
+    if "susceptibility" not in result:
+        return _Measured(loss, None, [], near)
+    return _Measured(loss, standardise(result["susceptibility"].values), result["component"].values.tolist(), near)
+
+
+def _tokens(text: RunningText, labels: ndarray, positions: ndarray, measured: _Measured) -> dict:
     """Every token, in the order of its text. A run is a stretch of neighbours; nothing is context across its ends."""
     order = np.lexsort((text.position, text.sequence))
     sequence, position = text.sequence[order], text.position[order]
@@ -252,22 +287,67 @@ def _tokens(text: RunningText, labels: ndarray, positions: ndarray) -> dict:
     pieces, piece = _numbered([text.pieces[row].decode("latin-1") for row in order])  # bytes, one a character
     domains, domain = _numbered(text.domain[order][starts])
     documents, document = _numbered(text.document[order][starts])
-    x, y = _quantised(positions[order]).T
+    places = _quantised(positions[order])
+    x, y = places.T
     return {
         "tokens": len(order),
         "row": "" if (order == np.arange(len(order))).all() else _packed(order),  # a token's number, as `near` takes it
-        "pieces": pieces,
+        "pieces": _deflated(json.dumps(pieces).encode()),
         "domains": domains,
-        "documents": documents,
+        "documents": _deflated(json.dumps(documents).encode()),
         "starts": starts.tolist(),
         "domain": domain.tolist(),
         "document": document.tolist(),
+        "steps": STEPS,
         "x": _packed(x),
         "y": _packed(y),
         "piece": _packed(piece),
         "label": _packed(labels[order] + 1),  # 0: in no cluster
         "family": _packed(np.array([FAMILIES.index(family) for family in text.families()[order]])),
+        **_shown(measured, order, places),
     }
+
+
+def _shown(measured: _Measured, order: Int[ndarray, " n"], places: Int[ndarray, "n 2"]) -> dict:
+    """Losses in tenths of a nat, rows in five levels, nearest tokens by their rank on the map: what is known."""
+    found = {}
+    if measured.loss is not None:
+        tenths = np.rint(10 * np.clip(np.nan_to_num(measured.loss[order]), 0, 25.5))
+        found["loss"] = _packed(tenths.astype(np.int64))
+    if measured.rows is not None:
+        rows = measured.rows[order]
+        step = LEVEL * (float(np.sqrt((rows**2).mean())) or 1.0)
+        found |= {"components": measured.components, "step": float(f"{step:.3g}"), "levels": _levels(rows, step)}
+    if measured.near is not None:
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        near = place[measured.near[order]]
+        found["near"] = [_packed(map_ranks(places, other)) for other in near.T]
+    return found
+
+
+def _levels(rows: Float[ndarray, "n components"], step: float) -> str:
+    """Levels of -2 to 2 steps, three components to a byte, all tokens of the first three before those of the next."""
+    levels = np.clip(np.rint(rows / step), -2, 2).astype(np.int64) + 2
+    levels = np.pad(levels, ((0, 0), (0, -levels.shape[1] % 3)))
+    threes = levels[:, ::3] + 5 * levels[:, 1::3] + 25 * levels[:, 2::3]
+    return _deflated(threes.T.astype(np.uint8).tobytes())
+
+
+def map_ranks(places: Int[ndarray, "n 2"], other: Int[ndarray, " n"]) -> Int[ndarray, " n"]:
+    """How many tokens, itself among them, lie nearer on the map than a given other one; of equally near ones, those
+    before it. A token that is near by its row is near on the map mostly, so that these are small numbers."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(places)
+    square = ((places - places[other]) ** 2).sum(axis=1)
+    within = lambda squares: np.sqrt(np.maximum(squares, 0))  # noqa: E731
+    ranks = np.where(square > 0, tree.query_ball_point(places, within(square - 0.5), return_length=True), 0)
+    alike = tree.query_ball_point(places, within(square + 0.5), return_length=True) - ranks
+    for row in np.flatnonzero(alike > 1):
+        before = places[: other[row]] - places[row]
+        ranks[row] += ((before**2).sum(axis=1) == square[row]).sum()
+    return ranks
 
 
 def _clusters(clustering: Clustering, positions: ndarray, cards: Iterable[Card]) -> dict:
@@ -278,7 +358,7 @@ def _clusters(clustering: Clustering, positions: ndarray, cards: Iterable[Card])
             raise ValueError(
                 f"the card of cluster {card.cluster} ({card.size} tokens) is of other clusters: make cards anew"
             )
-        label[card.cluster] = card.name.label if card.name else card.label
+        label[card.cluster] = card.title
         family[card.cluster] = card.family
     return {
         "conductance": [None if np.isnan(value) else float(f"{value:.4g}") for value in clustering.conductance],
@@ -309,16 +389,26 @@ def _numbered(values: Iterable) -> tuple[list[str], Int[ndarray, " n"]]:
 
 
 def _quantised(positions: Float[ndarray, "n 2"]) -> Int[ndarray, "n 2"]:
-    """Positions in steps of 1/65535 of the wider side; both axes on one scale, each centred."""
+    """Positions in `STEPS` of the wider side; both axes on one scale, each centred."""
     low, high = positions.min(axis=0), positions.max(axis=0)
     wide = (high - low).max() or 1.0
-    return np.rint(((positions - (low + high) / 2) / wide + 0.5) * 65535).astype(np.int64)
+    return np.rint(((positions - (low + high) / 2) / wide + 0.5) * STEPS).astype(np.int64)
 
 
 def _packed(values: Int[ndarray, " n"]) -> str:
-    """Whole numbers as base64 of one, two or four bytes each, as few as do; the page sees which by the length."""
-    kind = next(kind for kind in ("<u1", "<u2", "<u4") if values.max(initial=0) <= np.iinfo(kind).max)
-    return base64.b64encode(values.astype(kind).tobytes()).decode()
+    """Whole numbers, deflated: the lowest byte of all of them, then the next, as many as the largest needs."""
+    width = max(1, (int(values.max(initial=0)).bit_length() + 7) // 8)
+    return _deflated(values.astype("<u8").view(np.uint8).reshape(-1, 8).T[:width].tobytes())
+
+
+def _deflated(content: bytes) -> str:
+    """A raw deflate stream (RFC 1951), the shorter of coding bytes alone and of finding repeated stretches, in base 85
+    (RFC 1924, with a comma for the sign that would begin a tag)."""
+    packed = []
+    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
+        packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
+        packed.append(packer.compress(content) + packer.flush())
+    return base64.b85encode(min(packed, key=len)).decode().replace("<", ",")
 
 
 def _middles(positions: ndarray, labels: ndarray, count: int) -> Float[ndarray, "clusters 2"]:

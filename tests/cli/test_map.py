@@ -1,6 +1,7 @@
 """`spectro map`: from a clustered run to a page on disk, its summary, its one-line errors."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from spectrobook.clouds import Clouds, plant
 from spectrolib import cli, clustering
 from spectrolib.cli import runs
-from spectrolib.reading import tokenmap
+from spectrolib.reading import cards, tokenmap
 from spectrolib.run import store
 
 
@@ -81,9 +82,15 @@ def test_cards_are_shown_where_there_are_some(run, laid_out):
     assert code == 0
     assert re.search(r"^cards +of 2 clusters$", out, re.M)
     page = (run / "map.html").read_text()
-    label = json.loads((run / "cards.json").read_text())["cards"][0]["label"]
-    assert json.dumps(label).replace("<", "\\u003c") in page
+    assert json.dumps(cards.open_cards(run)[0].title).replace("<", "\\u003c") in page
     assert '"catalogue":"catalogue.html"' in page
+    for link in ('<a href="map.html">Map of tokens</a>', '<a href="map.html#cluster-1">'):  # the catalogue leads here
+        assert link in (run / "catalogue.html").read_text()
+    CliRunner().invoke(cli.app, ["cards", str(run)])
+    assert 'href="map.html' in (run / "catalogue.html").read_text()
+    os.utime(run / "map.html", (0, 0))  # of older clusters
+    CliRunner().invoke(cli.app, ["cards", str(run)])
+    assert 'href="map.html' not in (run / "catalogue.html").read_text()
 
 
 def test_without_clusters_it_says_what_to_run(run):

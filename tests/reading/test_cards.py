@@ -108,6 +108,39 @@ def test_other_inputs_are_refused(result, labels):
     assert cards.for_labels(features, labels * 0 - 1, vectors, cardmaking.COMPONENTS) == []
 
 
+# Levels --------------------------------------------------------------------------------------------------------------
+
+
+def test_paths_find_planted_directions_whatever_the_length_of_rows():
+    """48 clusters in four far directions, each with three near ones inside."""
+    rng = np.random.default_rng(0)
+    coarse, fine = np.divmod(np.arange(48) % 12, 3)
+    means = np.eye(16)[coarse] + 0.4 * np.eye(16)[4 + np.arange(48) % 12] + 0.02 * rng.normal(size=(48, 16))
+    found = cards.paths(means * rng.uniform(0.1, 10, (48, 1)))
+    assert [path[0] for path in found] == coarse.tolist()  # numbered in the order of the clusters
+    assert [path[1] for path in found] == (3 * coarse + fine).tolist()
+
+
+def test_few_clusters_have_no_paths_and_a_row_of_nothing_stands_alone():
+    assert cards.paths(np.eye(7)) == [()] * 7
+    found = cards.paths(np.vstack([np.ones((11, 3)), np.zeros(3)]))
+    assert found[-1][0] == 1 and {path[0] for path in found[:-1]} == {0}
+
+
+def test_titles_are_short(made):
+    assert made[0].title == "' the'"
+    assert made[2].title == made[2].label.replace("no confident rule; often: ", "often ") != made[2].label
+    named = dataclasses.replace(made[2], name=cards.Name("noise", "model", cards.Estimate(0.5, 0.4, 0.6)))
+    assert named.title == "noise"
+
+
+def test_rows_have_a_length_in_root_mean_squares(result, labels, made):
+    length = np.linalg.norm(standardise(result["susceptibility"].values), axis=1)
+    for card in made:
+        expected = np.median(length[labels == card.cluster]) / np.sqrt((length**2).mean())
+        assert card.length == pytest.approx(expected)
+
+
 # On disk -------------------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +154,7 @@ def test_round_trip_with_everything_unknown(made, tmp_path):
     rule = dataclasses.replace(made[0].rule, precision=unknown, fitted=(math.nan, 0.5))
     named = cards.Name('a "name"', "model", cards.Estimate(0.8, 0.6, 0.9))
     odd = dataclasses.replace(
-        made[0], rule=rule, name=named, conductance=None, reliability=None, label="\u202e</script>"
+        made[0], path=(2, 7), rule=rule, name=named, conductance=None, reliability=None, label="\u202e</script>"
     )
     kept = [odd, *made[1:]]
     file = cards.save_cards(kept, tmp_path, {"seed": 3})

@@ -93,26 +93,22 @@ def test_a_folder_that_is_not_there(made, tmp_path):
 
 
 PAGES = """
-import functools, sys, types
-import numpy as np
-from spectrobook import shipped
+import sys, types
+from spectrobook import stable
 
 sys.path.insert(0, sys.argv[1])
 import spectrum_pages
 
-result = shipped.result().isel(token=slice(0, 20 * 128))  # of 160 windows
-shipped.result = lambda: result
-shipped.layout = lambda: np.random.default_rng(0).normal(size=(len(shipped.vectors()), 2))
 html = types.SimpleNamespace(format="html")
 for folder in sys.argv[2:]:
     spectrum_pages.write_pages(types.SimpleNamespace(builder=html, outdir=folder), None)
-    for name in ("vectors", "clusters", "features", "cards"):
-        getattr(shipped, name).cache_clear()
+    for one in (stable.arrays, stable.clusters, stable.cards):
+        one.cache_clear()
 """
 
 
 def test_the_pages_of_the_book_are_the_same_bytes_every_time(tmp_path):
-    """The catalogue and the map of a part of the shipped measurement: twice in a process, and in one whose sets and
+    """The catalogue and the map of the clusters that come back: twice in a process, and in one whose sets and
     dictionaries of strings have another order."""
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder in folders:
@@ -130,10 +126,15 @@ def test_the_pages_of_the_book_are_the_same_bytes_every_time(tmp_path):
     for process in running:
         _, error = process.communicate()
         assert process.returncode == 0, error
-    for name in ("catalogue.html", "map.html"):
+    for name in ("catalogue.html", "map.html", "real-catalogue.html", "real-map.html"):
         first, *others = ((folder / name).read_bytes() for folder in folders)
         assert len(first) > 50_000 and all(other == first for other in others), name
-    assert (folders[0] / "catalogue.html").read_text(encoding="utf-8").count("<article ") > 3
+    whole, real = (
+        (folders[0] / name).read_text(encoding="utf-8") for name in ("catalogue.html", "real-catalogue.html")
+    )
+    assert whole.count("<article ") > 300 and "nats, others" in whole
+    assert 'href="real-map.html"' in real and 'href="book/real-model.html"' in real
+    assert real.count("<article ") > 100 and len(set(re.findall('data-group="([0-9]+-[0-9]+)"', real))) > 20
 
 
 def test_hostile_text_is_text(chromium, attacked):
@@ -235,6 +236,134 @@ def test_keys_and_links(chromium, usual):
         near = page.evaluate("document.querySelector('#cluster-1 details:last-of-type p:last-child a').hash")
         assert near in ("#cluster-0", "#cluster-2")
         assert page.errors == []
+
+
+def went(page) -> str:
+    page.evaluate("new Promise(done => setTimeout(done, 150))")
+    return page.evaluate("location.hash")
+
+
+def test_other_pages_and_what_is_known_of_a_cluster_stand_in_its_head(made):
+    known = dataclasses.replace(made[0], loss=1.234, length=0.5, share=0.9, costs=costs("l0 mlp", 0.52, 0.03))
+    links = {"<Book>": "index.html", "Chapter": "book/clusters.html"}
+    page = catalogue.catalogue_page([known], token_map="map.html", links=links)
+    head = re.search(r'<nav aria-label="Other pages">(.*?)</nav>', page)[1]
+    assert head == (
+        '<a href="map.html">Map of tokens</a> <a href="index.html">&lt;Book&gt;</a> '
+        '<a href="book/clusters.html">Chapter</a>'
+    )
+    facts = re.search(r'<ul class="facts">(.*?)</ul>', page)[1]
+    for said in ("loss 1.23 nats", "row length 0.50", "came back in 90% of repetitions"):
+        assert f"<li>{said}</li>" in facts
+    assert "costs this cluster 0.52 <small>(0.42 to 0.62)</small> nats" in page
+    unknown = (RemovalCost("embed", Estimate(0.5, np.nan, np.nan), 0.1),)  # without an interval the head says it all
+    bare = catalogue.catalogue_page([dataclasses.replace(known, costs=unknown)])
+    assert "costs this cluster" not in bare and "<li>without <bdi>embed</bdi> +0.50 nats, others +0.10</li>" in bare
+    assert "<li>without <bdi>l0 mlp</bdi> +0.52 nats, others +0.03</li>" in facts
+    assert "without" not in re.search(r'<ul class="facts">(.*?)</ul>', catalogue.catalogue_page(made))[1]
+
+
+def costs(component: str, own: float, others: float) -> tuple[RemovalCost, ...]:
+    return (RemovalCost(component, Estimate(own, own - 0.1, own + 0.1), others),)
+
+
+def test_only_what_some_card_has_is_an_order(made):
+    keys = lambda page: re.findall(r'<option value="(\w+)">', page)  # noqa: E731
+    bare = [dataclasses.replace(card, loss=None, length=None, share=None, reliability=None) for card in made]
+    assert keys(catalogue.catalogue_page(bare)) == ["size", "precision", "recall", "conductance", "cluster"]
+    one = dataclasses.replace(bare[1], share=0.5, costs=costs("l0", 1, 0))
+    assert {"share", "cost"} <= set(keys(catalogue.catalogue_page([bare[0], one])))
+
+
+def test_the_address_follows_and_back_goes_back(chromium, usual, made):
+    families = [card.family for card in made]
+    with chromium.open(usual.as_uri() + "#order=cluster") as page:
+        assert page.evaluate(SEEN) == [0, 1, 2]
+        page.evaluate("document.getElementById('confident').click()")
+        assert went(page) == "#order=cluster&confident=1"
+        page.evaluate(f"document.querySelector('[data-family=\"{families[0]}\"]').click()")
+        family = families[0].replace(" ", "+")
+        assert went(page) == f"#family={family}&order=cluster&confident=1"
+        page.evaluate("document.querySelector('#cluster-0 h2 a').click()")  # a link of the page keeps what is sought
+        assert went(page) == f"#cluster-0&family={family}&order=cluster&confident=1"
+        press(page, "/")
+        page.browser.call("Input.insertText", {"text": "the article"}, page)
+        assert "search=the+article" in went(page) and page.evaluate(SEEN) == [0]
+        for _ in range(2):
+            page.evaluate("history.back()")
+            went(page)
+        assert page.evaluate("location.hash") == "#order=cluster&confident=1"
+        assert sorted(page.evaluate(SEEN)) == [0, 1]
+        assert page.evaluate("document.getElementById('search').value") == ""
+        page.evaluate("history.back()")
+        assert went(page) == "#order=cluster" and page.evaluate(SEEN) == [0, 1, 2]
+        assert page.errors == []
+    with chromium.open(usual.as_uri() + "#cluster-2&search=article&order=nothing&group=9&family=x") as page:
+        assert page.evaluate("document.activeElement.id") == "cluster-2"  # it is named, so it is shown
+        assert len(page.evaluate(SEEN)) == 3 and page.errors == []
+
+
+def test_an_empty_filter_explains_itself(chromium, usual):
+    with chromium.open(usual.as_uri() + "#search=no+confident&confident=1") as page:
+        assert page.evaluate(SEEN) == []
+        lines = page.evaluate("[...document.querySelectorAll('#empty p, #empty li')].map(e => e.textContent)")
+        assert lines == [
+            "No cluster fits all of these. Take one off:",
+            "the search for “no confident”: fits 1 cluster; without it there are 2",
+            "confident rules only: fits 2 clusters; without it there are 1",
+            "all of them: 3 clusters",
+        ]
+        page.evaluate("document.querySelectorAll('#empty button')[1].click()")
+        assert page.evaluate(SEEN) == [2] and page.evaluate("document.getElementById('empty').hidden")
+        assert went(page) == "#search=no+confident"
+
+
+@pytest.fixture(scope="module")
+def grouped(made, tmp_path_factory):
+    """Six clusters in two groups: the first of two parts, the second of one."""
+    paths = [(0, 0), (0, 0), (0, 1), (0, 1), (1, 2), (1, 2)]
+    some = [dataclasses.replace(made[i % 3], cluster=i, path=path) for i, path in enumerate(paths)]
+    return catalogue.write_catalogue(some, tmp_path_factory.mktemp("grouped"))
+
+
+def test_groups_lead_from_coarse_to_fine(chromium, grouped):
+    with chromium.open(grouped.as_uri()) as page:
+        names = "[...document.querySelectorAll('#levels li[data-group]')].map(li => li.dataset.group)"
+        assert page.evaluate(names) == ["0", "0-0", "0-1", "1"]  # a single part is no level of its own
+        leaves = "[...document.querySelectorAll('#levels a')].map(a => a.hash)"
+        assert page.evaluate(leaves) == [f"#cluster-{i}" for i in range(6)]
+        page.evaluate("document.querySelector('[data-group=\"0\"] .group').click()")
+        assert sorted(page.evaluate(SEEN)) == [0, 1, 2, 3] and went(page) == "#group=0"
+        page.evaluate("document.querySelector('[data-group=\"0-1\"] .group').click()")
+        assert sorted(page.evaluate(SEEN)) == [2, 3] and went(page) == "#group=0-1"
+        assert "group" in page.evaluate("document.getElementById('leave').textContent")
+        page.evaluate("document.getElementById('leave').click()")
+        assert len(page.evaluate(SEEN)) == 6 and page.evaluate("document.getElementById('leave').hidden")
+        page.evaluate("document.querySelector('#levels a[href=\"#cluster-5\"]').click()")
+        assert page.evaluate("document.activeElement.id") == "cluster-5" and went(page) == "#cluster-5"
+        assert page.errors == []
+    with chromium.open(grouped.as_uri() + "#4") as page:  # a number is a cluster
+        assert page.evaluate("document.activeElement.id") == "cluster-4"
+    with chromium.open(grouped.as_uri() + "#group=0-1") as page:
+        assert sorted(page.evaluate(SEEN)) == [2, 3]
+        assert page.evaluate("document.querySelector('[data-group=\"0-1\"] .group').checkVisibility()")  # unfolded
+
+
+def test_cards_without_groups_have_no_levels(made):
+    assert 'id="levels"' not in catalogue.catalogue_page(made)
+
+
+def test_cards_fold_on_a_phone_alone(chromium, usual):
+    folded = "[...document.querySelectorAll('.rest')].map(rest => !rest.open)"
+    with chromium.open(usual.as_uri(), width=1000) as page:
+        assert page.evaluate(folded) == [False] * 3
+        assert not page.evaluate("document.querySelector('.rest > summary').checkVisibility()")
+    with chromium.open(usual.as_uri() + "#cluster-1", width=400) as page:
+        opened = page.evaluate("[...document.querySelectorAll('.rest[open]')].map(r => r.closest('article').id)")
+        assert opened == ["cluster-1"]  # the one that is asked for
+        assert not page.evaluate("document.querySelector('#cluster-0 mark').checkVisibility()")
+        page.evaluate("document.querySelector('#cluster-0 .rest > summary').click()")
+        assert page.evaluate("document.querySelector('#cluster-0 mark').checkVisibility()")
 
 
 CONTRAST = """(() => {

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import json
 import re
+import zlib
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,7 @@ from matplotlib.colors import to_rgba
 from spectrobook import figures
 from spectrolib import graph
 from spectrolib.clustering import Clustering
+from spectrolib.estimator import standardise
 from spectrolib.reading import marks, tokenmap
 from spectrolib.text.runningtext import FAMILIES
 
@@ -64,8 +66,8 @@ def clustering(labels) -> Clustering:
     return Clustering(labels, np.linspace(0.01, 0.2, len(sizes)), some, sizes, some, why, len(sizes))
 
 
-def card(cluster, size, label="", family="", name=None):
-    return SimpleNamespace(cluster=cluster, size=size, label=label, family=family, name=name)
+def card(cluster, size, title="", family=""):
+    return SimpleNamespace(cluster=cluster, size=size, title=title, family=family)
 
 
 def ring(n: int) -> np.ndarray:
@@ -78,8 +80,14 @@ def data(page: str) -> dict:
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
 
 
-def unpacked(text: str, kind: str = "<u2") -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text), dtype=kind)
+def inflated(text: str) -> bytes:
+    return zlib.decompress(base64.b85decode(text.replace(",", "<")), -15)
+
+
+def unpacked(text: str, n: int) -> np.ndarray:
+    """n whole numbers: the lowest byte of all, then the next."""
+    planes = np.frombuffer(inflated(text), dtype=np.uint8).reshape(-1, n)
+    return (planes.astype(np.int64) << 8 * np.arange(len(planes))[:, None]).sum(axis=0)
 
 
 # The layout ----------------------------------------------------------------------------------------------------------
@@ -176,27 +184,42 @@ def test_bad_vectors(vectors, k, message):
 def test_positions_come_back_within_half_a_step():
     positions = np.random.default_rng(0).normal(size=(500, 2)) * [30, 2] + [1000, -7]
     held = data(tokenmap.map_page(tokens(["a"] * 500), clustering([0] * 500), positions))
-    found = np.column_stack([unpacked(held["x"]), unpacked(held["y"])]) / 65535
+    assert held["steps"] == tokenmap.STEPS
+    found = np.column_stack([unpacked(held["x"], 500), unpacked(held["y"], 500)]) / tokenmap.STEPS
     wide = np.ptp(positions[:, 0])
     back = (found - 0.5) * wide + (positions.min(axis=0) + positions.max(axis=0)) / 2
-    np.testing.assert_allclose(back, positions, atol=0.51 * wide / 65535)
-    assert unpacked(held["x"]).min() == 0 and unpacked(held["x"]).max() == 65535
+    np.testing.assert_allclose(back, positions, atol=0.51 * wide / tokenmap.STEPS)
+    assert (unpacked(held["x"], 500).min(), unpacked(held["x"], 500).max()) == (0, tokenmap.STEPS)
 
 
 def test_context_runs_along_positions_whatever_the_order_of_rows():
     result = tokens(list("bdcaxy"), sequence=[4, 4, 4, 4, 1, 1], position=[2, 6, 5, 1, 1, 2])
     held = data(tokenmap.map_page(result, clustering([0, 1, -1, 0, 1, 1]), ring(6)))
-    text = [held["pieces"][i] for i in unpacked(held["piece"], "u1")]
+    pieces = json.loads(inflated(held["pieces"]))
+    text = [pieces[i] for i in unpacked(held["piece"], 6)]
     ends = [*held["starts"][1:], 6]
     assert ["".join(text[a:b]) for a, b in zip(held["starts"], ends, strict=True)] == ["xy", "ab", "cd"]
-    np.testing.assert_array_equal(unpacked(held["label"], "u1"), [2, 2, 1, 1, 0, 2])
-    np.testing.assert_array_equal(unpacked(held["row"], "u1"), [4, 5, 3, 0, 2, 1])
+    np.testing.assert_array_equal(unpacked(held["label"], 6), [2, 2, 1, 1, 0, 2])
+    np.testing.assert_array_equal(unpacked(held["row"], 6), [4, 5, 3, 0, 2, 1])
 
 
-def test_numbers_take_as_few_bytes_as_hold_the_largest():
-    many = np.arange(70_000)
-    for count, kind in ((70_000, "<u4"), (2**16, "<u2"), (257, "<u2"), (256, "u1"), (1, "u1"), (0, "u1")):
-        np.testing.assert_array_equal(unpacked(tokenmap._packed(many[:count]), kind), many[:count])
+def test_numbers_take_as_few_bytes_as_the_largest_needs():
+    many = np.random.default_rng(0).permutation(70_000)
+    for largest, width in ((2**24, 4), (2**16, 3), (2**16 - 1, 2), (256, 2), (255, 1), (0, 1)):
+        values = np.minimum(many, largest)
+        values[7] = largest
+        packed = tokenmap._packed(values)
+        assert len(inflated(packed)) == width * len(values) and "<" not in packed
+        np.testing.assert_array_equal(unpacked(packed, len(values)), values)
+
+
+def test_ranks_on_the_map_lead_back_to_the_token():
+    """Against the definition, on a small grid: many places are equally far, and many tokens at one place."""
+    rng = np.random.default_rng(0)
+    places, other = rng.integers(0, 12, (300, 2)), rng.integers(0, 300, 300)
+    for row, rank in enumerate(tokenmap.map_ranks(places, other).tolist()):
+        square = ((places - places[row]) ** 2).sum(axis=1)
+        assert np.lexsort((np.arange(300), square))[rank] == other[row]
 
 
 def test_each_token_has_its_family():
@@ -204,24 +227,65 @@ def test_each_token_has_its_family():
     order = [2, 0, 3, 1]
     held = data(tokenmap.map_page(result.isel(token=order), clustering([0] * 4), ring(4)))
     assert held["families"] == list(FAMILIES)
-    found = [held["families"][i] for i in unpacked(held["family"], "u1")]
+    found = [held["families"][i] for i in unpacked(held["family"], 4)]
     assert found == ["numbers", "code structure", "formatting", "code structure"]
 
 
-def test_twenty_thousand_tokens_are_under_a_megabyte():
-    held = big_page()
-    assert len(held.encode()) < 1e6
+def test_rows_losses_and_near_tokens_are_kept_in_few_bytes():
+    """Rows of 32 components, losses and nearest tokens in 14 bytes a token; what comes back is what was measured."""
+    result, labels, positions = big(windows=20)
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(len(labels), 32))
+    losses = rng.exponential(3, len(labels)).astype(np.float32)
+    losses[5] = 40
+    measured = xr.Dataset({"susceptibility": (("token", "component"), rows), "loss": ("token", losses)})
+    measured = measured.assign_coords(component=[f"l{i}" for i in range(32)]).merge(result)
+    order = rng.permutation(len(labels))  # rows of the result in no order of the text
+    given = measured.isel(token=order), clustering(labels[order]), positions[order]
+    vectors = 10 * positions[order] + rng.normal(size=(len(labels), 2))  # near on the map are near
+    page = tokenmap.map_page(*given, near=graph.nearest(vectors, tokenmap.NEAREST).indices)
+    assert len(page) - len(tokenmap.map_page(result, *given[1:])) < 14 * len(labels)
+    held, n = data(page), len(labels)
+    back = unpacked(held["row"], n)
+    np.testing.assert_array_equal(order[back], np.arange(n))
+    np.testing.assert_allclose(unpacked(held["loss"], n) / 10, np.minimum(losses, 25.5), atol=0.051)
+    standard = standardise(rows)
+    threes = np.frombuffer(inflated(held["levels"]), dtype=np.uint8).reshape(11, n).astype(int)
+    levels = np.stack([threes // 5**i % 5 - 2 for i in range(3)], axis=1).reshape(33, n).T[:, :32]
+    assert held["components"] == [f"l{i}" for i in range(32)] and held["step"] == pytest.approx(
+        tokenmap.LEVEL * np.sqrt((standard**2).mean()), rel=0.005
+    )
+    sure = np.abs(np.abs(standard / held["step"]) % 1 - 0.5) > 0.02  # the step is told in three digits
+    np.testing.assert_array_equal(levels[sure], np.clip(np.rint(standard / held["step"]), -2, 2)[sure])
+    places = np.column_stack([unpacked(held["x"], n), unpacked(held["y"], n)])
+    near = graph.nearest(vectors[back], tokenmap.NEAREST).indices
+    assert len(held["near"]) == tokenmap.NEAREST
+    for i in range(0, n, 199):
+        ordered = np.lexsort((np.arange(n), ((places - places[i]) ** 2).sum(axis=1)))
+        assert [ordered[unpacked(ranks, n)[i]] for ranks in held["near"]] == near[i].tolist()
+
+
+def test_what_was_not_measured_is_not_there():
+    held = data(tokenmap.map_page(tokens(["a"] * 6), clustering([0] * 6), ring(6)))
+    assert not {"loss", "levels", "components", "near"} & set(held)
+
+
+def test_twenty_thousand_tokens_are_under_half_a_megabyte():
+    assert len(big_page().encode()) < 0.5e6
 
 
 def big_page() -> str:
-    """160 windows of 128 tokens out of 4096, 100 clusters."""
+    return tokenmap.map_page(big()[0], clustering(big()[1]), big()[2])
+
+
+def big(windows: int = 160) -> tuple[xr.Dataset, np.ndarray, np.ndarray]:
+    """Windows of 128 tokens out of 4096, 100 clusters."""
     rng = np.random.default_rng(0)
     words = [f" w{i}x{i % 97}" for i in range(4096)]
-    n = 160 * 128
-    windows = {"sequence": np.repeat(np.arange(160), 128), "position": np.tile(np.arange(128), 160)}
-    result = tokens(rng.choice(words, n), **windows)
-    labels = rng.integers(-1, 100, n)
-    return tokenmap.map_page(result, clustering(labels), rng.normal(size=(n, 2)))
+    n = windows * 128
+    places = {"sequence": np.repeat(np.arange(windows), 128), "position": np.tile(np.arange(128), windows)}
+    result = tokens(rng.choice(words, n), **places)
+    return result, rng.integers(-1, 100, n), rng.normal(size=(n, 2))
 
 
 def test_colours_tell_neighbours_apart():
@@ -250,6 +314,8 @@ def test_the_page_asks_nothing_of_others():
         ({"result": tokens(["a"] * 6).drop_vars("domain")}, "no coordinate domain"),
         ({"cards": [card(1, 6)]}, "of other clusters"),
         ({"cards": [card(0, 5)]}, "of other clusters"),
+        ({"near": np.zeros((5, 2), int)}, r"near must have a row of token numbers, 0 to 5, .* got \(5, 2\)"),
+        ({"near": np.full((6, 2), 6)}, "near must have a row of token numbers, 0 to 5"),
     ],
 )
 def test_what_does_not_fit_together(changes, message):
@@ -264,8 +330,9 @@ def test_a_map_of_nothing_but_texts(tmp_path):
     page = (tmp_path / "map.html").read_text(encoding="utf-8")
     held = data(page)
     assert size == (tmp_path / "map.html").stat().st_size
-    assert [held["pieces"][i].encode("latin-1").decode() for i in unpacked(held["piece"], "<u1")] == contexts
-    assert unpacked(held["label"], "<u1").tolist() == [*labels + 1]
+    pieces = json.loads(inflated(held["pieces"]))
+    assert [pieces[i].encode("latin-1").decode() for i in unpacked(held["piece"], len(labels))] == contexts
+    assert unpacked(held["label"], len(labels)).tolist() == [*labels + 1]
     assert held["clusters"]["label"] == ["<b>cats", ""] and held["clusters"]["conductance"] == [None, None]
     assert page.count("<b>") == 0 and page.count("</script>") == 2
     assert tokenmap.write_html(tmp_path / "bare.html", ring(len(labels)), labels, contexts) < size
@@ -300,7 +367,7 @@ def hostile(tmp_path_factory):
     named = np.array([HOSTILE[i // 2] + "!" for i in range(n)], dtype=object)  # of windows, two tokens each
     result = result.assign_coords(domain=("token", named), document=("token", named))
     labels = np.arange(n) % 9
-    cards = [card(c, 2, label=HOSTILE[c], family=HOSTILE[c]) for c in range(9)]
+    cards = [card(c, 2, title=HOSTILE[c], family=HOSTILE[c]) for c in range(9)]
     tokenmap.write_page(tokenmap.map_page(result, clustering(labels), ring(n), cards=cards, title=HOSTILE[0]), file)
     return file
 
@@ -462,8 +529,8 @@ def test_keys(chromium, usual):
         for _ in range(12):  # everything can be reached: buttons, search, colours, legend
             press(page, "Tab")
             seen.append(page.evaluate("(e => e.id || e.value || e.textContent.trim())(document.activeElement)"))
-        assert {"Whole map", "query", "family", "Keys and gestures"} <= set(seen)
-        assert any(name.startswith("grammar") for name in seen)
+        assert {"Whole map", "query", "cluster", "Keys and gestures"} <= set(seen)
+        assert any(name.startswith("0  after one") for name in seen)
 
 
 def test_search(chromium, usual):
@@ -477,6 +544,7 @@ def test_search(chromium, usual):
 
         assert ask("TWO") == "2 places, in 1 cluster"
         press(page, "Enter")
+        assert page.evaluate("document.querySelector('#found').textContent") == "place 1 of 2"
         assert page.evaluate("document.querySelector('#card mark').textContent") == " two"
         press(page, "Enter")
         settle(page)
@@ -484,6 +552,10 @@ def test_search(chromium, usual):
         assert ask('"two"') == "no such token"
         assert ask('" two"') == "2 places, in 1 cluster"
         assert ask("↵") == "1 place, in 1 cluster"
+        assert ask("E TWO THR") == "1 place, in 1 cluster"  # across tokens; Enter shows the last of them
+        press(page, "Enter")
+        assert page.evaluate("document.querySelector('#card mark').textContent") == " three"
+        assert ask("yz tw") == "1 place, in 0 clusters" and ask("fourx") == "nowhere in the text"  # of two windows
         assert ask("#1") == "cluster 1" and "letters" in card_text(page)
         assert ask("#2") == "there are clusters 0 to 1"
 
@@ -492,14 +564,129 @@ def test_colour_by_and_links(chromium, usual):
     with chromium.open(usual.as_uri() + "#cluster-1") as page:
         assert "Cluster 1: letters" in card_text(page)
         groups = "[...document.querySelectorAll('#groups li')].map(e => e.innerText.replace(/\\s+/g, ' '))"
+        assert page.evaluate(groups) == ["0 after one 5", "1 letters 3"]  # by cluster at first
+        page.evaluate("document.querySelector('input[value=family]').click()")
         assert page.evaluate(groups) == ["grammar 8", "formatting 1"]
         page.evaluate("document.querySelector('input[value=cluster]').click()")
-        assert page.evaluate(groups) == ["0 after one 5", "1 letters 3"]
         page.evaluate("document.querySelector('#groups button').click()")
         assert "Cluster 0" in card_text(page)
         page.evaluate("document.querySelector('input[value=domain]').click()")
         assert page.evaluate(groups) == ["prose 9"]
         assert page.errors == []
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Nine tokens, of which the rows, the losses and the nearest ones are known."""
+    names = ["l0h0", "l0 mlp", "<b>"]
+    rows = np.zeros((9, 3))
+    rows[:, 0] = np.linspace(-1, 1, 9)
+    rows[4] = [0, -8, 8]
+    result = xr.Dataset({"susceptibility": (("token", "component"), rows), "loss": ("token", np.linspace(0, 4, 9))})
+    words = ["one", " two", " three", "\n", " four", "x", "y", "z", " two"]
+    result = result.assign_coords(component=np.array(names, dtype=object)).merge(tokens(words))
+    found = dataclasses.replace(clustering([0, 0, 0, 0, 0, 1, 1, 1, -1]), share=np.array([1.0, 0.5]))
+    near = np.array([[1, 2], [0, 2], *([i - 1, i - 2] for i in range(2, 9))])
+    file = tmp_path_factory.mktemp("map") / "map.html"
+    cards = [card(0, 5, "often after one"), card(1, 3, "letters")]
+    tokenmap.write_page(tokenmap.map_page(result, found, ring(9), near=near, cards=cards), file)
+    return file
+
+
+def test_rows_losses_and_nearest_tokens_are_shown(chromium, measured):
+    bars = "[...document.querySelectorAll('{} svg rect')].map(r => [r.textContent, r.getAttribute('class')])"
+    with chromium.open(measured.as_uri()) as page:
+        for i, near in ((4, [3, 2]), (0, [1, 2]), (8, [7, 6])):
+            x, y = page.evaluate(f"tokenMap.screen({i})")
+            mouse(page, "mouseMoved", x, y)
+            assert page.evaluate(f"tokenMap.nearOf({i})") == near
+            words = ["one", " two", " three", "↵", " four", "x", "y", "z", " two"]
+            shown = page.evaluate("[...document.querySelectorAll('#tip mark')].map(m => m.textContent)")
+            assert shown == [words[j] for j in (i, *near)]
+            assert f"loss {i / 2:.1f} nats" in page.evaluate("document.querySelector('#tip').innerText")
+        x, y = page.evaluate("tokenMap.screen(4)")
+        click(page, x, y)
+        assert page.evaluate(bars.format("#card")) == [["l0 mlp: expression", "less"], ["<b>: suppression", "more"]]
+        picture = page.evaluate("document.querySelector('#card svg').getAttribute('aria-label')")
+        assert picture == "Row: strong expression in l0 mlp, strong suppression in <b>"
+        page.evaluate("document.querySelector('#card .near button').click()")  # it goes there
+        assert page.evaluate("document.querySelector('#card mark').textContent") == "↵\n"
+        assert page.evaluate("document.querySelectorAll('b').length") == 0 and page.errors == []
+
+
+def test_the_page_inflates_what_zlib_deflates(chromium, usual):
+    """Stored, fixed and dynamic blocks; long stretches that overlap themselves, and far ones; tails of every length."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, 70_000, dtype=np.uint8)
+    texts = [b"", b"a", b"abcab", b"a" * 1000, noise.tobytes(), noise[:30_000].tobytes() * 2]
+    texts += [rng.geometric(0.2, 50_000).astype(np.uint8).tobytes(), *(noise[:k].tobytes() for k in range(2, 9))]
+    kinds = [(0, zlib.Z_DEFAULT_STRATEGY), (9, zlib.Z_DEFAULT_STRATEGY), (9, zlib.Z_FIXED), (9, zlib.Z_HUFFMAN_ONLY)]
+    with chromium.open(usual.as_uri()) as page:
+        for content in texts:
+            for level, strategy in kinds:
+                packer = zlib.compressobj(level, zlib.DEFLATED, -15, 9, strategy)
+                packed = base64.b85encode(packer.compress(content) + packer.flush()).decode().replace("<", ",")
+                found = page.evaluate(
+                    f"btoa(tokenMap.inflate({json.dumps(packed)}).reduce((all, b) => all + String.fromCharCode(b), ''))"
+                )
+                assert base64.b64decode(found) == content
+
+
+def test_colours_by_component_and_by_loss(chromium, measured):
+    groups = "[...document.querySelectorAll('#groups li')].map(e => e.innerText.replace(/\\s+/g, ' '))"
+    with chromium.open(measured.as_uri()) as page:
+        ways = page.evaluate("[...document.querySelectorAll('fieldset input')].map(e => e.value)")
+        assert ways == ["cluster", "component", "loss", "how often it came back", "family", "domain"]
+        assert page.evaluate("document.querySelector('#component').hidden")
+        page.evaluate("document.querySelector('input[value=component]').click()")
+        assert not page.evaluate("document.querySelector('#component').hidden")
+        page.evaluate("document.querySelector('select').value = 'l0 mlp'")
+        page.evaluate("document.querySelector('select').dispatchEvent(new Event('change'))")
+        names = page.evaluate(groups)
+        assert names[0].startswith("expression, beyond −") and names[0].endswith(" 1")
+        assert sum(int(name.split()[-1]) for name in names) == 9
+        page.evaluate("document.querySelector('input[value=loss]').click()")
+        assert page.evaluate(groups) == ["up to 0.1 nats 1", "up to 0.5 1", "up to 1 1", "up to 2 2", "up to 4 4"]
+        assert page.errors == []
+
+
+def test_the_address_follows_and_back_goes_back(chromium, measured):
+    def went(page):
+        settle(page)
+        return page.evaluate("location.hash"), card_text(page)
+
+    with chromium.open(measured.as_uri() + "#1") as page:  # a number is a cluster
+        assert "Cluster 1: letters" in card_text(page)
+        page.evaluate("document.querySelector('input[value=loss]').click()")
+        assert went(page)[0] == "#cluster-1&colour=loss"
+        page.evaluate("tokenMap.choose(3)")
+        assert went(page)[0] == "#token-3&colour=loss"
+        page.evaluate("document.querySelector('#query').focus()")
+        page.browser.call("Input.insertText", {"text": "e t"}, page)
+        hash, said = went(page)
+        assert hash == "#token-3&search=e+t&colour=loss" and "number 3" in said
+        page.evaluate("history.back()")
+        hash, said = went(page)
+        assert hash == "#cluster-1&colour=loss" and "letters" in said and "number" not in said
+        assert page.evaluate("document.querySelector('#query').value") == ""
+        page.evaluate("history.back()")
+        assert went(page)[0] == "#1"
+        assert page.evaluate("document.querySelector('input:checked').value") == "cluster"
+        page.evaluate("history.forward()")
+        assert went(page)[0] == "#cluster-1&colour=loss"
+        assert page.evaluate("document.querySelector('input:checked').value") == "loss"
+        assert page.errors == []
+    shared = "#token-8&search=%22+two%22&colour=component+%3Cb%3E"
+    with chromium.open(measured.as_uri() + shared) as page:
+        assert "in no cluster" in card_text(page)
+        assert page.evaluate("document.querySelector('#found').textContent") == "2 places, in 1 cluster"
+        assert page.evaluate("document.querySelector('input:checked').value") == "component"
+        assert page.evaluate("document.querySelector('select').value") == "<b>"
+        assert page.evaluate("location.hash") == shared
+    for odd in ("#token-99", "#77", "#&colour=nothing", "#__proto__", "#&colour=component", "#%"):
+        with chromium.open(measured.as_uri() + odd) as page:
+            assert page.evaluate("document.querySelector('input:checked').value") == "cluster"
+            assert "Point at a token" in card_text(page) and page.errors == []
 
 
 def test_how_often_a_cluster_came_back_is_a_colour_and_is_said(chromium, tmp_path):
@@ -593,13 +780,15 @@ def test_without_javascript_the_clusters_are_listed_and_every_cluster_has_an_anc
 def test_other_pages_are_named_in_the_header(chromium, tmp_path):
     links = {"<b>Book</b>": "index.html", "Catalogue": "catalogue.html"}
     tokenmap.write_page(
-        tokenmap.map_page(tokens(["a"] * 6), clustering([0] * 6), ring(6), links=links), tmp_path / "map.html"
+        tokenmap.map_page(tokens(["a"] * 6), clustering([0] * 6), ring(6), links=links, about="<i>Rows</i>"),
+        tmp_path / "map.html",
     )
     with chromium.open((tmp_path / "map.html").as_uri()) as page:
         found = page.evaluate(
             "[...document.querySelectorAll('nav a')].map(a => [a.textContent, a.getAttribute('href')])"
         )
         assert dict(found) == links
+        assert page.evaluate("document.querySelector('#about').textContent") == "<i>Rows</i>"
 
 
 # The picture ---------------------------------------------------------------------------------------------------------
