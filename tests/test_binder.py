@@ -10,7 +10,7 @@ import yaml
 from jupyter_book.config import get_final_config
 from sphinx.application import Sphinx
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 WITHOUT = yaml.safe_load((ROOT / "_config.yml").read_text())
 
 
