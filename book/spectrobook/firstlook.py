@@ -3,6 +3,7 @@ section of the paper."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from spectrolib.exact import toys
 from spectrolib.graph import knn_graph
 from spectrolib.model.engine import Engine
 from spectrolib.reading.marks import BLUE, PALETTE, VERMILION, visible
+from spectrolib.text.runningtext import RunningText
 
 from . import DATA
 from .slider import Curves
@@ -68,6 +70,13 @@ def best_guesses(engine: Engine, ids: Int[ndarray, " context"], count: int = 5) 
     hidden = engine.hidden(engine.residual(inputs, engine.shape.layers))[-1]
     found = torch.softmax(hidden @ engine.weights[engine.shape.unembed].T, dim=-1).topk(count)
     return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+
+
+def squeezed(text: RunningText, row: int, before: int, after: int) -> Context:
+    """A token in its context, each run of blanks as one, so that more of the text is seen."""
+    left, token, right = text.context(row, 4 * before, 4 * after)
+    left, right = (re.sub(" {2,}", " ", part) for part in (left, right))
+    return left[-before:], token, right[:after]
 
 
 class Lines(NamedTuple):
@@ -121,15 +130,16 @@ def row_bars(
     ax: Axes | None = None,
 ) -> Axes:
     """One token's row as bars, blue below zero and vermilion above; dots are the values of either half."""
-    ax = plt.subplots(figsize=(7, 3))[1] if ax is None else ax
+    ax = plt.subplots(figsize=(4.8, 5.6))[1] if ax is None else ax
     place = np.arange(len(components))
-    ax.bar(place, values, color=[BLUE if value < 0 else VERMILION for value in values], alpha=0.75)
+    ax.barh(place, values, color=[BLUE if value < 0 else VERMILION for value in values], alpha=0.75)
     for half in halves:
-        ax.plot(place, half, ".", color="k", markersize=4)
-    ax.axhline(0, color="0.4", linewidth=0.8)
-    ax.set_xticks(place, components, rotation=90, fontsize=8)
-    ax.set(ylabel="standardised susceptibility")
-    ax.margins(x=0.01)
+        ax.plot(half, place, ".", color="k", markersize=4)
+    ax.axvline(0, color="0.4", linewidth=0.8)
+    ax.set_yticks(place, components, fontsize=8)
+    ax.set(xlabel="standardised susceptibility")
+    ax.margins(y=0.01)
+    ax.invert_yaxis()
     return ax
 
 

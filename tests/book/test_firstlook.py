@@ -1,6 +1,7 @@
 """What the first chapter shows: the right tokens, and pictures that say what is true."""
 
 import json
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,6 +49,16 @@ def test_best_guesses_are_those_of_the_model():
     assert [p for _, p in found] == pytest.approx(best.values.tolist(), rel=1e-4)
 
 
+def test_blanks_are_squeezed_and_nothing_else_is():
+    text = shipped.features().text
+    for row in range(40, 4000, 97):
+        before, token, after = firstlook.squeezed(text, row, 30, 10)
+        whole = text.context(row, 120, 40)
+        assert token == whole[1] and len(before) <= 30 and len(after) <= 10
+        assert "  " not in before and "  " not in after
+        assert re.sub(" +", " ", whole[0]).endswith(before) and re.sub(" +", " ", whole[2]).startswith(after)
+
+
 def test_bins_hold_as_many_points_each_and_keep_the_mean():
     rng = np.random.default_rng(0)
     x = rng.normal(size=60)
@@ -77,9 +88,9 @@ def test_a_concordance_has_every_token_in_one_column():
 def test_a_row_has_a_bar_for_each_component_and_dots_for_the_halves():
     values = np.array([-1.0, 2.0, 0.5])
     ax = firstlook.row_bars(values, np.stack([values - 0.1, values + 0.1]), ["l0h0", "l0 mlp", "embed"])
-    assert [bar.get_height() for bar in ax.patches] == values.tolist()
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["l0h0", "l0 mlp", "embed"]
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), values - 0.1)
+    assert [bar.get_width() for bar in ax.patches] == values.tolist()
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["l0h0", "l0 mlp", "embed"]
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), values - 0.1)
 
 
 def test_the_tangent_touches_the_response():
