@@ -24,28 +24,12 @@ from spectrolib.model.engine import Engine
 from spectrolib.reading.marks import BLUE, PALETTE, VERMILION, visible
 from spectrolib.text.runningtext import RunningText
 
-from . import DATA
 from .slider import Curves
 
 Context = tuple[str, str, str]
 """What stands before a token, the token, and what stands after it."""
 
 # Tokens ------------------------------------------------------------------------------------------------------------
-
-
-class Published(NamedTuple):
-    """The clusters that come back on the shipped tokens; ``python -m spectrobook resolved`` makes them."""
-
-    labels: ndarray
-    """(tokens,) the cluster of each token, -1 for none."""
-    share: Float[ndarray, " clusters"]
-    """In which part of the repetitions each came back."""
-
-
-def published() -> Published:
-    """The clusters that come back, from the file that ships with the book."""
-    with np.load(DATA / "resolved.npz") as stored:
-        return Published(stored["labels"], stored["share"])
 
 
 def closing(names: Sequence[str]) -> Bool[ndarray, " tokens"]:

@@ -21,13 +21,6 @@ def closed_figures():
     plt.close("all")
 
 
-def test_published_clusters_are_those_of_the_shipped_tokens():
-    found = firstlook.published()
-    assert len(found.labels) == shipped.shipped_result().sizes["token"]
-    assert found.labels.max() + 1 == len(found.share) > 10
-    assert (found.share >= 0.5).all() and (found.share <= 1).all()
-
-
 def test_what_closes_a_bracket():
     names = ["')'", "'))'", '"\')"', "' ]'", "'('", "'()'", "'),'", "' '", "'}'", "bytes 29"]
     np.testing.assert_array_equal(firstlook.closing(names), [1, 1, 1, 1, 0, 0, 0, 0, 1, 0])
