@@ -49,17 +49,20 @@ def component_boxes(sizes: Mapping[str, int], layers: int, heads: int) -> Figure
     return fig
 
 
-def mark_layers(ax: Axes, components: Sequence[str], *, axis: str = "x", label: str = "layer") -> None:
+def mark_layers(ax: Axes, components: Sequence[str], *, axis: str = "x", name: str = "layer") -> None:
     """Name the layers on an axis that has a place for each component; the two ends by their own names."""
-    runs = [(key, len(list(run))) for key, run in groupby(components, key=lambda c: layer_of(c) if "l" in c[:1] else c)]
+    runs = [(key, len(list(run))) for key, run in groupby(components, key=lambda c: c if layer_of(c) is None else layer_of(c))]
     edges = np.cumsum([0, *(length for _, length in runs)]) - 0.5
-    middles, names = (edges[:-1] + edges[1:]) / 2, [str(key) for key, _ in runs]
-    (ax.set_xticks if axis == "x" else ax.set_yticks)(middles, names)
+    middles, keys = (edges[:-1] + edges[1:]) / 2, [str(key) for key, _ in runs]
+    (ax.set_xticks if axis == "x" else ax.set_yticks)(middles, keys)
     ax.tick_params(axis=axis, length=0)
+    if axis == "x" and (labels := ax.get_xticklabels()):  # an axis that shares its labels with one below has none
+        labels[0].set_horizontalalignment("right")  # the names of the ends are long, and their places narrow
+        labels[-1].set_horizontalalignment("left")
     line = ax.axvline if axis == "x" else ax.axhline
     for edge in edges[1:-1]:
         line(edge, color="0.75", linewidth=0.5)
-    ax.set(**{f"{axis}label": label})
+    ax.set(**{f"{axis}label": name})
 
 
 def grouped_rows(
@@ -101,7 +104,7 @@ def spectra(panels: Mapping[str, Mapping[str, Float[ndarray, " directions"]]], *
         for (name, shares), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
             count = min(shown, len(shares))
             ax.plot(np.arange(1, count + 1), shares[:count], marker=marker, markersize=4, color=colour, label=name)
-        ax.set(yscale="log", ylim=(1e-4, 1.3), xlabel="principal direction", title=title)
+        ax.set(yscale="log", ylim=(1e-5, 1.5), xlabel="principal direction", title=title)
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     axes[0, 0].set_ylabel("share of the variance")
     axes[0, -1].legend(loc="upper right")
@@ -121,9 +124,9 @@ def by_component(
         for (name, values), colour, marker in zip(kinds.items(), COLOURS, MARKERS, strict=False):
             ax.plot(values, marker, color=colour, markersize=4.5, label=name)
         ax.set(ylabel=label, xlim=(-0.6, len(components) - 0.4), yscale="log" if label in logarithmic else "linear")
-    mark_layers(axes[-1, 0], components, label="layer (heads, then the MLP)")
+    mark_layers(axes[-1, 0], components, name="layer (heads, then the MLP)")
     for ax in axes[:-1, 0]:
-        mark_layers(ax, components, label="")
+        mark_layers(ax, components, name="")
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(next(iter(panels.values()))))
     return fig
 
@@ -142,7 +145,7 @@ def loadings(
     fig, panels = plt.subplots(len(tables), 1, figsize=(6.4, 1.4 + 0.3 * rows), sharex=True, squeeze=False)
     for ax, (name, axes) in zip(panels[:, 0], tables.items(), strict=True):
         image = ax.imshow(axes, cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto")
-        mark_layers(ax, components, label="")
+        mark_layers(ax, components, name="")
         ax.set_yticks(range(len(axes)), labels[name])
         ax.tick_params(axis="y", length=0)
         ax.set_title(name)
@@ -155,15 +158,15 @@ def correlation_squares(
     tables: Mapping[str, Float[ndarray, "components components"]], components: Sequence[str], *, label: str
 ) -> Figure:
     """Correlations between columns as squares of colour, one for each table."""
-    fig, panels = plt.subplots(1, len(tables), figsize=(6.4, 3.6), sharey=True, squeeze=False)
+    fig, panels = plt.subplots(1, len(tables), figsize=(6.4, 4.6), sharey=True, squeeze=False)
     for ax, (name, correlations) in zip(panels[0], tables.items(), strict=True):
         image = ax.imshow(correlations, cmap=DIVERGING, vmin=-1, vmax=1)
-        mark_layers(ax, components)
-        mark_layers(ax, components, axis="y", label="layer" if ax is panels[0, 0] else "")
+        mark_layers(ax, components, name="")
+        mark_layers(ax, components, axis="y", name="layer" if ax is panels[0, 0] else "")
         for tick in ax.get_xticklabels():
-            tick.set_rotation(90)
+            tick.set(rotation=90, horizontalalignment="center")
         ax.set_title(name)
-    fig.colorbar(image, ax=panels[0], location="bottom", shrink=0.6, label=label)
+    fig.colorbar(image, ax=panels[0], location="bottom", shrink=0.6, aspect=40, label=label)
     return fig
 
 
