@@ -1,7 +1,7 @@
-"""A susceptibility table beside the same table from each half of the chains: what of it comes back, and how it is built.
+"""A susceptibility table beside the same table from each half of the chains: what comes back, and how it is built.
 
-Halves hold whole chains (or teams), so they share no noise of the chains. What two halves have in common is therefore no
-noise of theirs; what they do not, may be. Columns stand in the order of the network.
+Halves hold whole chains (or teams), so they share no noise of the chains. What two halves have in common is therefore
+no noise of theirs; what they do not, may be. Columns stand in the order of the network.
 """
 
 from __future__ import annotations
@@ -116,10 +116,8 @@ def crossed(
     return (scored + scored.T) / 2
 
 
-def shared_dimension(
-    first: Float[ndarray, "tokens components"], second: Float[ndarray, "tokens components"]
-) -> float:
-    """`spectrobook.tables.dimension` from covariances between the halves: in how many directions rows vary, but for noise.
+def shared_dimension(first: Float[ndarray, "tokens components"], second: Float[ndarray, "tokens components"]) -> float:
+    """In how many directions rows vary, but for noise: `spectrobook.tables.dimension` of covariances across halves.
 
     Negative variances, which only noise can make, count as none.
     """

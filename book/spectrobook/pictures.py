@@ -1,7 +1,7 @@
 """Pictures of a susceptibility table, and of the components that are its columns.
 
-All take columns in the order of the network (`spectrobook.halves.network_order`) and mark them by their layer, since the
-names of thirty components are not legible on a phone. Blue is negative, vermilion positive, as everywhere.
+All take columns in the order of the network (`spectrobook.halves.network_order`) and mark them by their layer, since
+the names of thirty components are not legible on a phone. Blue is negative, vermilion positive, as everywhere.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def component_boxes(sizes: Mapping[str, int], layers: int, heads: int) -> Figure
 
 def mark_layers(ax: Axes, components: Sequence[str], *, axis: str = "x", name: str = "layer") -> None:
     """Name the layers on an axis that has a place for each component; the two ends by their own names."""
-    runs = [(key, len(list(run))) for key, run in groupby(components, key=lambda c: c if layer_of(c) is None else layer_of(c))]
+    runs = [
+        (key, len(list(run)))
+        for key, run in groupby(components, key=lambda c: c if layer_of(c) is None else layer_of(c))
+    ]
     edges = np.cumsum([0, *(length for _, length in runs)]) - 0.5
     middles, keys = (edges[:-1] + edges[1:]) / 2, [str(key) for key, _ in runs]
     (ax.set_xticks if axis == "x" else ax.set_yticks)(middles, keys)
@@ -127,7 +130,9 @@ def by_component(
     mark_layers(axes[-1, 0], components, name="layer (heads, then the MLP)")
     for ax in axes[:-1, 0]:
         mark_layers(ax, components, name="")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(next(iter(panels.values()))))
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(next(iter(panels.values())))
+    )
     return fig
 
 

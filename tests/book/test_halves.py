@@ -45,7 +45,9 @@ def test_reliability_is_that_of_the_mean_of_both_halves():
 
 
 def test_values_whose_sign_does_not_repeat_are_left_out():
-    table = Halved(("embed",), np.array([[1.0], [0.1], [-2]]), np.array([[1.0], [1], [-3]]), np.array([[2.0], [-1], [-1]]))
+    table = Halved(
+        ("embed",), np.array([[1.0], [0.1], [-2]]), np.array([[1.0], [1], [-3]]), np.array([[2.0], [-1], [-1]])
+    )
     np.testing.assert_array_equal(table.agreed, [[1], [0], [-2]])
     np.testing.assert_allclose(table.standardised(None).whole, standardise(table.whole, rows=None))
 
