@@ -40,8 +40,8 @@ LAYERS = (1, 4)
 NBETA, GAMMA, STEP_SIZE, CHAINS = 10.0, 300.0, 1e-3, 2
 
 
-def plan(shape: str):
-    """The work, as our plan."""
+def plan(shape: str, device: str = "cpu", **other: int):
+    """The work, as our plan; ``other`` sizes replace those of `SHAPES`."""
     import numpy as np
     import torch
 
@@ -51,12 +51,12 @@ def plan(shape: str):
     from spectrolib.posterior import Settings
     from spectrolib.text.corpus import Windows
 
-    size = SHAPES[shape]
+    size = SHAPES[shape] | other
     if shape == "bundled":
-        model = spectrolib.load_model("bundled", device="cpu")
+        model = spectrolib.load_model("bundled", device=device)
     else:
         torch.manual_seed(0)
-        model = LanguageModel(random_weights(shape), None, f"{shape}'s shape, random weights")
+        model = LanguageModel(random_weights(shape).to(device), None, f"{shape}'s shape, random weights")
 
     def windows(count: int, seed: int) -> Windows:
         ids = np.random.default_rng(seed).integers(0, size["vocabulary"], (count, size["length"]))
@@ -99,7 +99,7 @@ def random_weights(shape: str):
     return models.gpt2.GPT2LMHeadModel(config)
 
 
-def run_ours(work, workers: int) -> float:
+def run_ours(work, workers: int, device: str = "cpu") -> float:
     """Seconds that our tool takes."""
     import torch
 
@@ -115,7 +115,7 @@ def run_ours(work, workers: int) -> float:
             measure(work, Path(folder) / "run", executor=pool, progress=False)
             return time.perf_counter() - begin
     torch.set_num_threads(1)
-    job = Job("", "cpu", work.sampling.ids, work.loss.ids, work.probe.ids, work.settings, work.blocks)
+    job = Job("", device, work.sampling.ids, work.loss.ids, work.probe.ids, work.settings, work.blocks)
     begin = time.perf_counter()
     engine = engine_of(work.model)
     for task in work.tasks:
@@ -130,7 +130,7 @@ def _import(worker: int) -> None:
     time.sleep(1)
 
 
-def run_devinterp(work, threads: int) -> float:
+def run_devinterp(work, threads: int, device: str = "cpu") -> float:
     """Seconds that devinterp takes."""
     import logging
     import warnings
@@ -180,7 +180,7 @@ def run_devinterp(work, threads: int) -> float:
             num_steps_bw_draws=settings.steps_between_draws,
             batch_size=settings.batch_size,
             num_init_loss_batches=1,
-            device="cpu",
+            device=device,
             output_path=Path(folder) / "samples.zarr",
         )
     return time.perf_counter() - begin

@@ -401,7 +401,7 @@ class Group:
     def losses(self, positions: Sequence[Tensor], cached: Cached) -> Float[Tensor, "components windows time"]:
         """Loss of every token but the first of each window, for each component at its position, nats."""
         windows, time = cached.ids.shape[0], cached.ids.shape[1] - 1
-        result = torch.empty(len(self.members), windows, time, device=self.engine.device)
+        result = positions[0].new_empty(len(self.members), windows, time)
         for rows, packs in self._passes(windows, time):
             prepared = self._prepare(cached, rows)
             for pack in packs:
@@ -423,7 +423,7 @@ class Group:
             weights: of each token's loss, in place of the mean: then Σ weights · losses, and its gradient.
         """
         gradients = [torch.zeros_like(position) for position in positions]
-        totals = torch.zeros(len(positions), device=self.engine.device)
+        totals = positions[0].new_zeros(len(positions))
         time = cached.ids.shape[1] - 1
         rows = torch.as_tensor(rows, device=self.engine.device)
         for part, packs in self._passes(len(rows), time):

@@ -326,7 +326,7 @@ class FrozenLayer:
             context = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
         else:
             q, k, v = (y.reshape(-1, time, dim) for y in (q, k, v))
-            attention = torch.baddbmm(self.rotary.mask(time), q, k.mT).softmax(dim=-1)
+            attention = torch.baddbmm(self.rotary.mask(time).to(q), q, k.mT).softmax(dim=-1)
             context = torch.bmm(attention, v).view(-1, heads, time, dim)
         context = context.transpose(1, 2).reshape(x.shape)
         if kept is not None:
