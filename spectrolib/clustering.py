@@ -16,6 +16,7 @@ import functools
 import math
 import multiprocessing
 import signal
+import sys
 import tempfile
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -276,7 +277,9 @@ def _bar(n: int, words: str, visible: bool, steady: bool = False) -> Iterator:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, force_jupyter=False)
+    console = Console(
+        stderr=True, force_jupyter=False, force_terminal=sys.stderr.isatty()
+    )  # whatever a kernel asks for
     columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %")]
     columns += [TimeElapsedColumn(), *((TextColumn("left"), TimeRemainingColumn()) if steady else ())]
     hidden = not (visible and console.is_terminal)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     from ..model.loading import LanguageModel
     from ..run.plan import Plan
     from ..run.profiles import Profile
+    from ..run.replay import Recipe
     from ..text.corpus import Document
 
 
 def measure_command(
     out: Annotated[Path, typer.Option(help="Run folder. An interrupted run goes on with the same command.")],
-    profile: Annotated[str, typer.Option(help="Constants of the run: smoke, book, laptop or paper.")] = "smoke",
+    profile: Annotated[
+        str, typer.Option(help="Constants of the run: smoke, book, laptop or paper.", show_default="smoke")
+    ] = "",
+    like: Annotated[
+        str,
+        typer.Option(help="Run folder to repeat: its model, text and settings, but for what is given besides."),
+    ] = "",
     model: Annotated[
         str,
         typer.Option(help="bundled, a folder, a .gguf file, a name on the hub, or smollm2; by default the profile's."),
@@ -48,8 +55,9 @@ def measure_command(
     windows: Annotated[int | None, typer.Option(help="Windows to sample from.")] = None,
     components: Annotated[str, typer.Option(help='Such as "l0h0, l3 mlp, embed"; by default all.')] = "",
     estimator: Annotated[
-        str, typer.Option(help="two_chain, or one_chain: without a chain of the whole model.")
-    ] = "two_chain",
+        str,
+        typer.Option(help="two_chain, or one_chain: without a chain of the whole model.", show_default="two_chain"),
+    ] = "",
     settings: Annotated[
         str, typer.Option(help="Posterior and sampler of `spectro tune` (settings.json), or of another run's folder.")
     ] = "",
@@ -71,7 +79,7 @@ def measure_command(
     first_order: Annotated[
         bool, typer.Option("--first-order", help="Gradients of every token in place of chains: no sampling.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of noise and minibatches.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of noise and minibatches.", show_default="0")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     memory: Annotated[
         str, typer.Option(help="What a worker may need, such as 4GB: fixes shards.", show_default="no limit")
@@ -99,23 +107,40 @@ def measure_command(
     from ..run.cost import bytes_of
     from ..run.measure import fitted, measure
     from ..run.profiles import get
+    from ..run.replay import Recipe
     from ..run.store import finished_tasks
     from ..run.tuning import read_settings
     from ..run.workers import start_forkserver
 
     overrides = {"nbeta": nbeta, "gamma": gamma, "step_size": step_size, "draws": draws, "chains": chains}
-    overrides |= {"steps_between_draws": steps, "batch_size": batch}
+    overrides |= {"steps_between_draws": steps, "batch_size": batch, "seed": seed}
     with one_line_errors():
-        own = {name: value for name, value in overrides.items() if value is not None} | {"seed": seed}
-        constants = _sized(get(profile), tokens, length, windows)
-        changes = _changes(constants, components, estimator, (read_settings(settings) if settings else {}) | own, plain)
+        if like and profile:
+            raise ValueError("the constants are those of the run that --like names: leave --profile out")
+        recipe = Recipe(like) if like else None
+        own = {} if recipe else {"seed": 0}
+        own |= read_settings(settings) | {"seed": 0} if settings else {}
+        own |= {name: value for name, value in overrides.items() if value is not None}
+        constants = _sized(recipe.profile if recipe else get(profile or "smoke"), tokens, length, windows)
+        changes = _changes(constants, components, estimator, own, plain)
         limit, changes["shards"] = bytes_of(memory) if memory else None, shards
         changes |= {"channels": channels, "first_order": first_order or constants.first_order}
+        if recipe:
+            changes = _as_it_was(recipe, changes, len(own.keys() & {"draws"}) > 0 or plain)
+            text, data, probe, probe_data, same = _texts_like(
+                recipe, text, data, probe, probe_data, bool(model or tokens or length or windows)
+            )
         if not dry_run:
             start_forkserver()  # it imports what the workers need while this process imports what it needs
-        texts = texts_for(text, data, probe, probe_data)
-        found = load_model(model or constants.model, revision=revision or None, device=device)
+        texts = texts_for(text, data, probe, probe_data, _most_documents(recipe, constants))
+        revised = revision or (recipe.revision if recipe and not model else "")
+        found = load_model(model or constants.model, revision=revised or None, device=device)
+        if recipe and not (model or revision):
+            recipe.check_model(found)
         plan = fitted(plan_for(constants, changes, found, texts), out, limit)
+        if recipe:
+            recipe.check_windows(plan, same)
+            print_rows({"like": like})
         _print_plan(plan, workers, bank)
         _print_left_out(text, probe)
         if dry_run:
@@ -144,17 +169,66 @@ def _changes(constants: Profile, components: str, estimator: str, settings: dict
     """What the command line changes of a profile's plan: everything that can be checked without the model."""
     from ..estimator import ESTIMATORS
 
-    if estimator not in ESTIMATORS:
+    if estimator and estimator not in ESTIMATORS:
         raise ValueError(f"unknown estimator {estimator!r}: it must be one of {', '.join(ESTIMATORS)}")
     base = constants.settings.plain() if plain else constants.settings
-    changes: dict = {"settings": replace(base, **settings), "estimator": estimator}
+    changes: dict = {"settings": replace(base, **settings)} | ({"estimator": estimator} if estimator else {})
     if components:
         changes["components"] = tuple(name.strip() for name in components.split(","))
     return changes
 
 
-def texts_for(text: str, data: str, probe: str = "", probe_data: str = "") -> dict[str, tuple[Iterator[Document], str]]:
-    """Documents to cut all windows from, and the probe windows, with what they are called; refused if not there."""
+def _as_it_was(recipe: Recipe, changes: dict, other_draws: bool) -> dict:
+    """A plan's changes with those of a run below them; draws of another number have blocks of their own."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    held = dict(recipe.changes)
+    if other_draws:
+        held.pop("blocks", None)
+    if changes["first_order"] != bool(recipe.manifest.get("first_order")):
+        held["channels"] = None
+    return held | given
+
+
+def _texts_like(
+    recipe: Recipe, text: str, data: str, probe: str, probe_data: str, other_size: bool
+) -> tuple[str, str, str, str, tuple[str, ...]]:
+    """Texts of a run where no others are given, and the roles whose windows must then be those of the run."""
+    others = {"all": bool(text or data), "probe": bool(probe or probe_data)}
+    if not (others["all"] and others["probe"]):
+        sources = recipe.sources
+        apart = sources["probe"] != sources["sampling"] and not recipe.is_bundled("probe")
+        if not others["all"] and not recipe.is_bundled("sampling"):
+            text, data = _local_or_hub(sources["sampling"])
+        if not others["probe"] and apart:
+            probe, probe_data = _local_or_hub(sources["probe"])
+    same = () if others["all"] or other_size else ("sampling", "loss", *(() if others["probe"] else ("probe",)))
+    return text, data, probe, probe_data, same
+
+
+def _local_or_hub(source: str) -> tuple[str, str]:
+    """A source of windows as one given with --text, or with --data."""
+    return (source, "") if Path(source).is_absolute() or Path(source).exists() else ("", source)
+
+
+def _most_documents(recipe: Recipe | None, constants: Profile) -> dict[str, int]:
+    """How many documents a run took of the data sets of its profile (`plan.profile_windows`)."""
+    from ..run.replay import profile_of_source
+
+    known = None if recipe is None else profile_of_source(recipe.windows["sampling"].content.get("source") or "")
+    if known is None:
+        return {}
+    total = constants.sampling_windows + constants.loss_windows + constants.probe_windows
+    return {known.source: 2 * total} | ({known.probe_source: 2 * constants.probe_windows} if known.probe_source else {})
+
+
+def texts_for(
+    text: str, data: str, probe: str = "", probe_data: str = "", most: Mapping[str, int] | None = None
+) -> dict[str, tuple[Iterator[Document], str]]:
+    """Documents to cut all windows from, and the probe windows, with what they are called; refused if not there.
+
+    Args:
+        most: documents to take, by data set; all by default.
+    """
     from ..text.corpus import hub_documents, local_documents
 
     found = {}
@@ -165,7 +239,10 @@ def texts_for(text: str, data: str, probe: str = "", probe_data: str = "") -> di
         if local and hub:
             raise ValueError(f"give {names}, not both")
         if local or hub:
-            found[role] = (local_documents(local), local) if local else (hub_documents(hub), hub)
+            place = str(Path(local).resolve()) if local else hub  # the same from any working directory
+            found[role] = (
+                (local_documents(local), place) if local else (hub_documents(hub, limit=(most or {}).get(hub)), place)
+            )
     return found
 
 

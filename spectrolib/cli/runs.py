@@ -73,10 +73,26 @@ def _tokenizer(run: Path, model: str):
     if model:
         return load_model(model).tokens
     try:
-        measured = run_manifest(run)["model"]
-        return load_model(measured["name"], revision=measured["revision"]).tokens
+        return load_model(measured_model(run), revision=run_manifest(run)["model"].get("revision")).tokens
     except (ValueError, ImportError, KeyError):
         return None
+
+
+def measured_model(run: Path) -> str:
+    """What `load_model` finds the measured model by.
+
+    Raises:
+        ValueError: if the run does not say which it was, as imported tables do not.
+    """
+    from ..run.replay import located
+    from ..run.store import run_manifest
+
+    measured = run_manifest(run)["model"]
+    if not measured["hash"] and measured["name"] in ("", "unknown"):
+        raise ValueError(
+            f"{run} was imported from tables that do not say which model was measured: name it with --model"
+        )
+    return located(measured["name"], run)
 
 
 def reader_of(run: Path, name: str):
@@ -89,8 +105,9 @@ def reader_of(run: Path, name: str):
         found = load_model(name)
         return found, found.hash == measured["hash"]
     kept = run / "model"  # of a model that came from no folder
+    place = kept if kept.is_dir() else measured_model(run)
     try:
-        found = load_model(kept) if kept.is_dir() else load_model(measured["name"], revision=measured["revision"])
+        found = load_model(place) if kept.is_dir() else load_model(place, revision=measured["revision"])
     except ValueError as error:
         raise ValueError(f"{error}; name the measured model with --model") from error
     if not kept.is_dir() and measured["hash"] not in ("", found.hash):

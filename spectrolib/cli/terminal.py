@@ -76,8 +76,9 @@ def _fail(error: Exception | str, code: int) -> None:
 
 
 def console(**options) -> Console:
-    """A terminal of the user's width."""
-    return Console(highlight=False, width=_width(), **options)
+    """A terminal of the user's width; where there is none, nothing moves, whatever FORCE_COLOR asks for."""
+    stream = sys.stderr if options.get("stderr") else sys.stdout
+    return Console(highlight=False, width=_width(), force_terminal=stream.isatty(), **options)
 
 
 def _width() -> int:

@@ -18,7 +18,7 @@ def tune_command(
     model: Annotated[str, typer.Option(help="As for `spectro measure`.")] = "",
     text: Annotated[str, typer.Option(help="Local text file or folder.")] = "",
     data: Annotated[str, typer.Option(help="Data set on the hub.")] = "",
-    components: Annotated[str, typer.Option(help="By default three, of the first and the middle layer.")] = "",
+    components: Annotated[str, typer.Option(help="By default two, of the first and the middle layer.")] = "",
     minutes: Annotated[float, typer.Option(help="No trial is begun that would probably end later.", min=0)] = 10.0,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one per core.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1; by default cuda where there is one.")] = "auto",
@@ -43,13 +43,15 @@ def tune_command(
         chosen = tuning.best(tried)
         if chosen is None:
             raise ValueError(f"none of {len(tried)} trials is healthy: {out / 'traces.html'} shows their traces")
-        usual = {"draws": constants.settings.draws, "chains": constants.settings.chains}
+        usual = {name: getattr(constants.settings, name) for name in ("draws", "chains", "antithetic")}
         tuning.write_settings(replace(chosen, settings=replace(chosen.settings, **usual)), out / "settings.json")
         s, healthy = chosen.settings, sum(trial.verdict == tuning.HEALTHY for trial in tried)
         print_rows(
             {
                 "chosen": f"γ {s.gamma:g}, nβ {s.nbeta:g}, step size {s.step_size:.2g}, draws {s.steps_between_draws} "
                 "steps apart",
+                "looked at": f"{', '.join(plan.components)} and the whole model, on windows of "
+                f"{min(tuning.LENGTH, plan.probe.length)} tokens",
                 "why": f"of {healthy} healthy trials of {len(tried)} it tells the most in a second: reliability "
                 f"{number(chosen.reliability, '.2f')} in {chosen.seconds:.0f} s; {chosen.why}",
                 "traces": str(out / "traces.html"),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..posterior import Gradients, Settings
 from ..text.corpus import BUNDLED, bare_tokenizer, open_tokenizer
+from ..text.hub import hub_in_reach
 from ..text.jsonfiles import Fields, check_fetched, read_json
 from . import gguf
 from .engine import Engine
@@ -302,19 +303,21 @@ def _folder(name: str, revision: str | None) -> Path:
         raise ValueError(f"no model folder {name!r}: {known}")
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    try:
-        # The configuration first: an unsupported model is refused before its weights are fetched.
-        Shape.from_config(_config(Path(hf_hub_download(name, "config.json", revision=revision)).parent))
-        wanted = ["*.json", "*.safetensors"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except ValueError as error:
-        if type(error) is ValueError:  # our own; the hub's errors are subclasses
-            raise
-        reason = error
-    except Exception as error:  # no such repository, no network, no access, ...
-        reason = error
+    with hub_in_reach() as away:
+        try:
+            # The configuration first: an unsupported model is refused before its weights are fetched.
+            Shape.from_config(_config(Path(hf_hub_download(name, "config.json", revision=revision)).parent))
+            wanted = ["*.json", "*.safetensors"]
+            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        except ValueError as error:
+            if type(error) is ValueError:  # our own; the hub's errors are subclasses
+                raise
+            reason = error
+        except Exception as error:  # no such repository, no network, no access, ...
+            reason = error
     first_line = (str(reason).strip().splitlines() or [""])[0]
-    raise ValueError(f"cannot get model {name!r}: {known} ({type(reason).__name__}: {first_line[:200]})") from reason
+    why = away or f"the hub gives none of that name ({type(reason).__name__}: {first_line[:200]})"
+    raise ValueError(f"cannot get model {name!r}: no such folder is here, and {why}; {known}") from reason
 
 
 def _smollm2(revision: str | None) -> Path:

@@ -12,11 +12,15 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all; ``write`` is given the path to write to, of the same suffix.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if it cannot be written; it names the file, and nothing of it is left.
     """
     part = part_of(file)
-    write(part)
-    settle(part, file)
+    try:
+        write(part)
+        settle(part, file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror or str(error), str(file)) from error
 
 
 def part_of(file: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How far a measurement has come: a bar in a terminal, else a line for each finished task.
+"""How far a measurement has come: a bar in a terminal, else a few lines.
 
 Tasks are unequal, so progress and the time that is left count operations (`Plan.operations`), at the rate seen so far.
 """
@@ -13,9 +13,12 @@ from contextlib import contextmanager
 
 from .plan import Plan, Task
 
+SHARE, SECONDS = 0.25, 60.0
+"""Where there is no terminal: of all work, and of time, what lies between two lines."""
+
 
 class Advance:
-    """Progress over the operations of some tasks: a bar in a terminal, else a line for each finished task."""
+    """Progress over the operations of some tasks: a bar in a terminal, else a line now and then."""
 
     def __init__(self, bar, left: list[Task], plan: Plan, visible: bool):
         self.bar, self.left, self.plan, self.visible = bar, left, plan, visible
@@ -23,6 +26,8 @@ class Advance:
         self.each = [plan.operations(task) / amount for task, amount in zip(left, self.amounts, strict=True)]
         """Operations of one draw, or token, of each task."""
         self.live, self.done, self.begin = False, 0, time.monotonic()
+        self.said: tuple[float, float] | None = None
+        """How far it was, and when, at the last line."""
 
     def show(self, done) -> None:
         """Show what is done: so many draws, or tokens, of each task."""
@@ -55,11 +60,18 @@ class Advance:
             counted = row.fields["counted"] + self.amounts[number]
             self.bar.update(row.id, advance=self.amounts[number] * self.each[number], counted=counted)
         if self.visible and not self.bar.console.is_terminal:
-            part, spent = row.completed / row.total, time.monotonic() - self.begin
-            left = f", about {spent * (1 / part - 1):.0f} s left" if part > 0 else ""
-            print(
-                f"task {self.done} of {len(self.left)}: {task.name}, {spent:.0f} s{left}", file=sys.stderr, flush=True
-            )
+            self._say(task, row.completed / row.total)
+
+    def _say(self, task: Task, part: float) -> None:
+        """A line, unless there was one a moment ago and there is more to come."""
+        now = time.monotonic()
+        if self.said and self.done < len(self.left):
+            before, at = self.said
+            if part - before < SHARE and now - at < SECONDS:
+                return
+        self.said, spent = (part, now), now - self.begin
+        left = f", about {spent * (1 / part - 1):.0f} s left" if part > 0 else ""
+        print(f"task {self.done} of {len(self.left)}: {task.name}, {spent:.0f} s{left}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -68,7 +80,9 @@ def show_progress(plan: Plan, left: list[Task], visible: bool) -> Iterator[Advan
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, force_jupyter=False)
+    console = Console(
+        stderr=True, force_jupyter=False, force_terminal=sys.stderr.isatty()
+    )  # whatever a kernel asks for
     amount, unit = sum(map(plan.amount, left)), "tokens" if plan.first_order else "draws"
     columns = (
         TextColumn("{task.description}"),

@@ -136,11 +136,15 @@ class RunFolder:
         temporary = self.path / "result.part.zarr"
         shutil.rmtree(temporary, ignore_errors=True)
         plain = _plain_text(dataset)
-        with warnings.catch_warnings():  # one file of all metadata is no part of the format, but what xarray looks for
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            plain.assign_attrs({_DIGEST: digest_of(plain)}).to_zarr(
-                temporary, mode="w", zarr_format=3, consolidated=True
-            )
+        try:
+            with warnings.catch_warnings():  # one file of all metadata: no part of the format, but xarray looks for it
+                warnings.filterwarnings("ignore", message="Consolidated metadata")
+                plain.assign_attrs({_DIGEST: digest_of(plain)}).to_zarr(
+                    temporary, mode="w", zarr_format=3, consolidated=True
+                )
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(error.errno, error.strerror or str(error), str(self.result_path)) from error
         shutil.rmtree(self.result_path, ignore_errors=True)
         os.replace(temporary, self.result_path)
 
@@ -176,6 +180,8 @@ def claim(
     held, wanted = read_manifest(path), json.loads(text)
     if _same_model(held, wanted):
         wanted["model"] = held["model"]
+    for role, windows in _same_windows(held, wanted).items():
+        wanted["windows"][role] = windows
     if held != wanted:
         raise ValueError(
             f"{path} belongs to {of} ({'; '.join(_differences(held, wanted))}): name a new folder, or repeat that plan"
@@ -506,6 +512,15 @@ def _same_model(held: Mapping, wanted: Mapping) -> bool:
     models = [manifest.get("model") for manifest in (held, wanted)]
     hashes = {model.get("hash") if isinstance(model, dict) else None for model in models}
     return len(hashes) == 1 and not hashes & {None, ""}
+
+
+def _same_windows(held: Mapping, wanted: Mapping) -> dict[str, dict]:
+    """The windows of ``held`` that are those of ``wanted``, whatever the place is called where their text lies."""
+    pairs = [manifest.get("windows") for manifest in (held, wanted)]
+    if not all(isinstance(windows, dict) for windows in pairs):
+        return {}
+    hashes = [{role: own.get("hash") for role, own in windows.items() if isinstance(own, dict)} for windows in pairs]
+    return {role: pairs[0][role] for role, own in hashes[0].items() if own and own == hashes[1].get(role)}
 
 
 def _differences(held, wanted, where: str = "") -> list[str]:

@@ -4,6 +4,10 @@ The grid is small. γ says how far a chain may stray, nβ how much the loss hold
 follow from γ by our rule (`profiles`): a step relaxes a tenth or a fifth of the distance to w*, and draws are 2.4
 relaxations apart. What is chosen is healthy, and tells the most in a second: its reliability r counts as r / (1 - r),
 which grows like the number of independent draws.
+
+A trial is a first look: short windows, few of them to probe, two components besides the whole model, no mirrored
+twins. Minibatches of short windows are noisier than those of a measurement with longer ones, so a verdict errs towards
+caution; both members of a tilted team are there, the one at nβ - η, which the loss holds least, too.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+
+import numpy as np
 
 from ..checks.diagnostics import acceptance, column_reliability, convergence
 from ..checks.locality import TooLoose
@@ -32,6 +38,8 @@ DRAWS = 12
 """Draws of each chain of a trial: as few as R-hat and effective draws can be had from."""
 NOISE = 1.0
 """Nats by which noise in one component may raise the loss."""
+LENGTH, PROBE = 33, 8
+"""Tokens of a window, and windows to probe, of a trial, at most."""
 HEALTHY = "healthy"
 _WORDS = {
     "rises": ("loss fell", "w* is no minimum of this text's loss, or the steps are too long"),
@@ -72,24 +80,33 @@ class Trial:
 def grid(base: Settings, gammas: Sequence[float] = (1, 10, 100), nbetas: Sequence[float] = (1, 3)) -> list[Settings]:
     """The settings to try: multiples of the base's γ and nβ, each with two step sizes.
 
-    A tilt of nβ keeps its share of nβ.
+    A tilt of nβ keeps its share of nβ. Longer steps come first: their trials are the short ones. Chains have no mirrored
+    twins, which would tell nothing of their health.
     """
     reach = 1.0 if base.preconditioner == "none" else 1 / base.rms_epsilon  # of a step, where gradients are small
     found = []
     for factor in nbetas:
-        for gamma in (base.gamma * times for times in gammas):
-            for fraction in FRACTIONS:
+        for fraction in FRACTIONS:
+            for gamma in (base.gamma * times for times in gammas):
                 steps = math.ceil(RELAXATIONS / fraction)
                 changes = {"gamma": gamma, "nbeta": base.nbeta * factor, "tilt": base.tilt * factor}
                 changes |= {"step_size": 2 * fraction / (gamma * reach), "steps_between_draws": steps, "burn_in": steps}
-                found.append(replace(base, draws=DRAWS, chains=max(4, base.chains), **changes))
+                found.append(replace(base, draws=DRAWS, chains=max(4, base.chains), antithetic=False, **changes))
     return found
 
 
 def few_components(shape: Shape) -> tuple[str, ...]:
-    """The first layer's MLP, which the rest of the model bends most, and attention and MLP of the middle layer."""
+    """The first layer's MLP, which the rest of the model bends most, and attention of the middle layer."""
     middle = [name for name in names(shape) if Component.of(name).layer == shape.layers // 2]
-    return (*dict.fromkeys(("l0 mlp", middle[0], middle[-1])),)
+    return "l0 mlp", middle[0]
+
+
+def first_look(plan: Plan) -> Plan:
+    """The plan on windows so short, and on so few to probe, that a trial takes well under a minute."""
+    short = {role: getattr(plan, role) for role in ("sampling", "loss", "probe")}
+    short = {role: windows.cut(min(LENGTH, windows.length)) for role, windows in short.items()}
+    count = min(PROBE, len(short["probe"]))
+    return replace(plan, **short | {"probe": short["probe"].take(np.arange(count) * len(short["probe"]) // count)})
 
 
 def verdict(result) -> tuple[str, str]:
@@ -143,6 +160,8 @@ def tune(
 ) -> list[Trial]:
     """Try the grid around a plan's settings, in order, while there is time; finished trials are kept in ``out``.
 
+    Trials are on short windows (`first_look`).
+
     Args:
         plan: model, text and components, and the settings that the grid is built on.
         out: a folder. A repeated call goes on where it stopped.
@@ -153,6 +172,7 @@ def tune(
         ValueError: if the folder holds trials of another model or text.
     """
     out.mkdir(parents=True, exist_ok=True)
+    plan = first_look(plan)
     file, asked = out / "tuning.json", {"model": plan.model.hash, "text": plan.probe.hash}
     held = json.loads(file.read_text()) if file.exists() else asked | {"trials": []}
     if {name: held.get(name) for name in asked} != asked:

@@ -225,3 +225,51 @@ def test_another_text_from_the_command_line(tmp_path):
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("first", "second")]
     hashes = [[m["windows"][role]["hash"] for role in ("sampling", "loss", "probe")] for m in manifests]
     assert hashes[0][:2] == hashes[1][:2] and hashes[0][2] != hashes[1][2]
+
+
+@pytest.fixture
+def measured(folder, text, small, tmp_path):
+    """A run with settings of its own."""
+    run = tmp_path / "first"
+    own = ("--gamma", 200, "--draws", 3, "--seed", 5, "--components", "l0h0, l1 mlp", "--channels", 4)
+    command = ("measure", "--model", folder, "--text", text, "--probe", text / "code", "--out", run, *own)
+    code, _, error = spectro(*command, "--estimator", "one_chain", "--workers", 1)
+    assert code == 0, error
+    return run
+
+
+def test_like_measures_the_same_from_another_folder(measured, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, error = spectro("measure", "--like", measured, "--out", "again", "--workers", 1)
+    assert code == 0, error
+    assert re.search(r"^like +.*first$", out.replace("\n  ", ""), re.M)
+    one, other = open_result(measured), open_result("again")
+    assert one.identical(other)
+    assert json.loads(one.attrs["manifest"]) == json.loads(other.attrs["manifest"])
+
+
+def test_what_is_given_beside_like_goes_first(measured, text, tmp_path):
+    run = ("measure", "--like", measured, "--out", tmp_path / "again", "--dry-run")
+    out = spectro(*run, "--nbeta", 0, "--seed", 6, "--components", "embed", "--chains", 3)[1]
+    assert "nβ 0, γ 200" in out and "3 x 3 draws" in out and "seed 6" in out
+    assert re.search(r"^components +embed, and the whole model; estimator one_chain$", out, re.M)
+    assert re.search(r"^probe text +code 3$", out, re.M)
+    assert re.search(r"^probe text +verse 3$", spectro(*run, "--probe", text / "verse")[1], re.M)
+    out = spectro(*run, "--tokens", 32, "--draws", 1)[1]
+    assert "32 probe tokens" in out and "2 x 1 draws" in out
+
+
+def test_like_refuses_what_has_changed(measured, text, folder, tmp_path):
+    run = ("measure", "--like", measured, "--out", tmp_path / "again")
+    assert "leave --profile out" in refused(*run, "--profile", "smoke")
+    assert "no manifest.json" in refused("measure", "--like", tmp_path / "nowhere", "--out", tmp_path / "again")
+    said = json.loads((measured / "manifest.json").read_text())
+    for part, name, value, message in (
+        ("model", "hash", "0" * 64, "is another one now"),
+        ("windows", "loss", said["windows"]["loss"] | {"hash": "0" * 64}, "the loss windows cut from"),
+        ("windows", "sampling", said["windows"]["sampling"] | {"source": str(tmp_path / "gone")}, "gone"),
+    ):
+        (measured / "manifest.json").write_text(json.dumps(said | {part: said[part] | {name: value}}))
+        assert message in refused(*run)
+    assert not (tmp_path / "again").exists()

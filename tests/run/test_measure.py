@@ -1,10 +1,14 @@
 """The main job: the same bits, what happens when it is interrupted, what it fits into."""
 
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +18,7 @@ import psutil
 import pytest
 import torch
 from conftest import random_gpt_neox
-from measuring import SETTINGS, Inline, files, odd_plan, plan, wait_for
+from measuring import SETTINGS, TEAM, Inline, files, odd_plan, plan, wait_for, windows
 
 from spectrolib.model.loading import LanguageModel
 from spectrolib.run import cost
@@ -121,3 +125,30 @@ def test_on_a_graphics_card_its_memory_is_the_bound(odd_folder, tmp_path, monkey
     assert fitted(job, tmp_path / "run", 1.01 * long) == job, "a bound that is given comes first"
     with pytest.raises(ValueError, match="a worker needs at least"):
         of_size(1e3)
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """Where the system lets no file grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_nothing_that_was_finished(folder, tmp_path):
+    """A task's file, and then the result, can't be written: one error that names it, nothing half, and it goes on."""
+    small, run = plan(folder, replace(TEAM, chains=1), components=("l0h1",)), tmp_path / "run"
+    larger = replace(small, probe=windows(2, 60))
+    with disk_of(12_000), pytest.raises(OSError, match=r"tasks/\S+\.npz"):
+        measure(larger, run, executor=Inline(), progress=False)
+    assert not [file for file in run.rglob("*") if ".part" in file.name]
+    whole = measure(larger, run, executor=Inline(), progress=False)
+    kept = files(run / "tasks")
+    shutil.rmtree(run / "result.zarr")
+    with disk_of(900), pytest.raises(OSError, match=r"result\.zarr"):
+        measure(larger, run, executor=Inline(), progress=False)
+    assert files(run / "tasks") == kept and not [file for file in run.rglob("*") if ".part" in file.name]
+    assert measure(larger, run, executor=Inline(), progress=False).identical(whole)

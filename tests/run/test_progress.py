@@ -1,4 +1,4 @@
-"""Progress: a line for each finished task where there is no terminal, the sum of the workers' counts where there is."""
+"""Progress: a few lines where there is no terminal, the sum of the workers' counts where there is."""
 
 import re
 from dataclasses import replace
@@ -26,6 +26,30 @@ def test_each_finished_task_is_one_line_and_counts_its_draws(capsys):
     first, second = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"task 1 of 2: layer0\.chain0, \d+ s, about \d+ s left", first)
     assert re.fullmatch(r"task 2 of 2: embed\.chain1, \d+ s, about 0 s left", second)
+
+
+def test_many_tasks_are_few_lines_and_no_bar_whatever_a_kernel_asks_for(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as every Jupyter kernel does
+    clock = iter(range(1000))
+    monkeypatch.setattr("spectrolib.run.progress.time.monotonic", lambda: float(next(clock)))
+    many = [Task((name, str(number)), 0) for name in ("l0h0", "embed") for number in range(40)]
+    with show_progress(PLAN, many, visible=True) as advance:
+        for task in many:
+            advance.finished(task)
+    said = capsys.readouterr().err
+    numbers = [int(line.split()[1]) for line in said.splitlines()]
+    assert "\x1b" not in said and "\r" not in said
+    assert numbers[0] == 1 and numbers[-1] == 80 and len(numbers) <= 7
+
+
+def test_a_slow_measurement_says_something_every_minute(capsys, monkeypatch):
+    clock = iter(range(0, 100000, 61))
+    monkeypatch.setattr("spectrolib.run.progress.time.monotonic", lambda: float(next(clock)))
+    many = [Task(("embed", str(number)), 0) for number in range(30)]
+    with show_progress(PLAN, many, visible=True) as advance:
+        for task in many:
+            advance.finished(task)
+    assert len(capsys.readouterr().err.splitlines()) == 30
 
 
 def test_nothing_is_said_where_nothing_is_wanted(capsys):

@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import xarray as xr
-from measuring import SETTINGS, plan
+from measuring import SETTINGS, plan, windows
 
 from spectrolib.model.shapes import KNOWN
 from spectrolib.posterior import Settings
 from spectrolib.run import tuning
+from spectrolib.run.cost import of
 from spectrolib.run.tuning import (
     HEALTHY,
     Trial,
@@ -37,8 +38,27 @@ def test_every_point_of_the_grid_follows_the_rule(preconditioner):
 
 
 def test_few_components_are_of_either_kind_and_of_two_depths():
-    assert few_components(KNOWN["pythia-14m"]) == ("l0 mlp", "l3h0", "l3 mlp")
-    assert few_components(KNOWN["smollm2-135m"]) == ("l0 mlp", "l15g0", "l15 mlp")
+    assert few_components(KNOWN["pythia-14m"]) == ("l0 mlp", "l3h0")
+    assert few_components(KNOWN["smollm2-135m"]) == ("l0 mlp", "l15g0")
+
+
+def test_a_first_look_is_at_short_windows_spread_over_the_text(folder):
+    long = plan(folder, sampling=windows(0, 20, 50), loss=windows(1, 4, 50), probe=windows(2, 40, 50))
+    look = tuning.first_look(long)
+    assert {w.length for w in (look.sampling, look.loss, look.probe)} == {33}
+    assert (len(look.sampling), len(look.loss), len(look.probe)) == (20, 4, 8)
+    assert np.array_equal(look.probe.ids, long.probe.ids[::5, :33])
+    assert of(look).operations < of(long).operations / 3
+    same = tuning.first_look(plan(folder))
+    assert same.probe.hash == plan(folder).probe.hash and same.loss.length == 9
+
+
+def test_the_first_trials_of_a_grid_are_the_short_ones_and_have_no_twins():
+    base = replace(SETTINGS, tilt=5.0, antithetic=True)
+    tried = grid(base)
+    assert [s.steps_between_draws for s in tried[:6]] == [12] * 3 + [24] * 3
+    assert {s.gamma for s in tried[:3]} == {100.0, 1000.0, 10000.0}
+    assert {len(s.members) for s in tried} == {2}  # nβ + η and nβ - η
 
 
 def result_of(trace: np.ndarray, level: float = 0.1) -> xr.Dataset:
