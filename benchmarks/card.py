@@ -1,7 +1,7 @@
 """All that a graphics card is needed for, in one call of under ten minutes; writes one JSON file.
 
     python benchmarks/card.py --out card.json                 # on the card
-    python benchmarks/card.py --out card.json --minutes 4     # what fits; parts that are there already are left as they are
+    python benchmarks/card.py --out card.json --minutes 4     # what fits; parts that are there stay as they are
     python benchmarks/card.py --tiny --device cpu --out tiny.json      # every part on the processor, in about a minute
 
 Each part (`card_parts`) is a process of its own, so that a fault of the card, a hanging compiler or a full memory ends
@@ -13,6 +13,7 @@ enough; what needs more says so. Nothing has to be installed: the repository's o
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -134,7 +135,7 @@ def run(report: Report, names: Sequence[str], seconds: float, command: Callable[
         else:
             limit, started = min(PARTS[name], left), time.monotonic()
             report.begin(name)
-            ended = run_part(name, command(name, limit), limit, lambda *result: report.keep(name, *result))
+            ended = run_part(name, command(name, limit), limit, functools.partial(report.keep, name))
             report.end(name, ended, time.monotonic() - started)
         failed = errors(report.content["parts"][name]["results"])
         print("; ".join([f"{name}: {ended}", *failed]), flush=True)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -457,8 +458,8 @@ def _gradient_speed(bench: Bench, sketcher: TokenGradients, text: np.ndarray, li
 class Waits(TorchFunctionMode):
     """Counts what makes the processor wait for the card: numbers taken from it, and copies to it, by the line."""
 
-    TAKEN = {"item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "nonzero"}
-    GIVEN = {"as_tensor", "tensor"}
+    TAKEN = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "nonzero")
+    GIVEN = ("as_tensor", "tensor")
 
     def __init__(self, device: torch.device):
         super().__init__()
@@ -526,7 +527,7 @@ def synchronisations(bench: Bench) -> Results:
 class Rounded(TorchDispatchMode):
     """Matrix products of numbers rounded to TF32 or bf16, summed in float32: what a card's units make of them."""
 
-    FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "addmm_": (1, 2), "baddbmm": (1, 2)}
+    FACTORS: ClassVar = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "addmm_": (1, 2), "baddbmm": (1, 2)}
 
     def __init__(self, kind: str):
         super().__init__()
@@ -570,10 +571,10 @@ def precisions(bench: Bench) -> Results:
                 return {f"error_of_{key}": value for key, value in share.items()}
 
             yield attempt(f"{group[0]}, {name}", compare)
+    group, limits = chosen_groups(engine, bench.tiny)[0], {"float32": 1.0, "tf32": 1.0, "bytes": 1.0}
     for kind in ("float32", "tf32"):
         with precision(kind):
-            group, limits = chosen_groups(engine, bench.tiny)[0], {"float32": 1.0, "tf32": 1.0, "bytes": 1.0}
-            speed = attempt(kind, lambda g=group: _group_speed(bench, engine, probe_tokens(bench)[0], g, limits))[1]
+            speed = attempt(kind, lambda: _group_speed(bench, engine, probe_tokens(bench)[0], group, limits))[1]
         found = {name: speed[name]["seconds"] for name in ("step", "losses")} if "error" not in speed else speed
         yield f"seconds, {kind}", found
 
@@ -605,7 +606,7 @@ class AllFinite(TorchFunctionMode):
 
 
 def gains(bench: Bench) -> Results:
-    """A compiled loss and compiled layers, and a step and a reading in a CUDA graph: seconds, and whether they agree."""
+    """A compiled loss and compiled layers, a step and a reading in a CUDA graph: seconds, and whether they agree."""
     backend = "eager" if bench.tiny else "inductor"
     for shape in bench.shapes:
         engine = bench.engine(shape)

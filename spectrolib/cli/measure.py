@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..run.plan import Plan
     from ..run.profiles import Profile
     from ..run.replay import Recipe
-    from ..text.corpus import Document
+    from ..text.overlap import Remembered
 
 
 def measure_command(
@@ -141,6 +141,7 @@ def measure_command(
         if recipe:
             recipe.check_windows(plan, same)
             print_rows({"like": like})
+        _print_overlap(plan, texts)
         _print_plan(plan, workers, bank)
         _print_left_out(text, probe)
         if dry_run:
@@ -223,13 +224,14 @@ def _most_documents(recipe: Recipe | None, constants: Profile) -> dict[str, int]
 
 def texts_for(
     text: str, data: str, probe: str = "", probe_data: str = "", most: Mapping[str, int] | None = None
-) -> dict[str, tuple[Iterator[Document], str]]:
+) -> dict[str, tuple[Remembered, str]]:
     """Documents to cut all windows from, and the probe windows, with what they are called; refused if not there.
 
     Args:
         most: documents to take, by data set; all by default.
     """
     from ..text.corpus import hub_documents, local_documents
+    from ..text.overlap import Remembered
 
     found = {}
     for role, local, hub, names in (
@@ -240,10 +242,28 @@ def texts_for(
             raise ValueError(f"give {names}, not both")
         if local or hub:
             place = str(Path(local).resolve()) if local else hub  # the same from any working directory
-            found[role] = (
-                (local_documents(local), place) if local else (hub_documents(hub, limit=(most or {}).get(hub)), place)
-            )
+            documents = local_documents(local) if local else hub_documents(hub, limit=(most or {}).get(hub))
+            found[role] = (Remembered(documents), place)
     return found
+
+
+def _print_overlap(plan: Plan, texts: dict) -> None:
+    """What the probe text has in common with the text that is sampled from, where a user gave either."""
+    from ..text.overlap import STRETCH, shared_stretches
+
+    found = []
+    if len(texts) == 2 and (twice := texts["probe"][0].also_in(texts["all"][0])):
+        several = f"{len(twice)} documents of the probe text stand in the other text too ({', '.join(twice[:3])}, ...)"
+        one = f"one document of the probe text stands in the other text too ({twice[0]})"
+        found.append(one if len(twice) == 1 else several)
+    if texts and (shared := int(shared_stretches(plan.probe.ids, plan.sampling.ids, plan.loss.ids).sum())):
+        stretch = min(STRETCH, plan.probe.length)
+        found.append(
+            f"{shared} of {len(plan.probe)} probe windows hold {stretch} tokens in a row that stand in the windows to "
+            "sample from too: they are no new text to the posterior"
+        )
+    if found:
+        print_rows({"overlap": "; ".join(found)})
 
 
 def _print_left_out(*places: str) -> None:

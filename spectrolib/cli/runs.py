@@ -89,9 +89,7 @@ def measured_model(run: Path) -> str:
 
     measured = run_manifest(run)["model"]
     if not measured["hash"] and measured["name"] in ("", "unknown"):
-        raise ValueError(
-            f"{run} was imported from tables that do not say which model was measured: name it with --model"
-        )
+        raise ValueError(f"{run} was imported from tables that do not name the measured model: name it with --model")
     return located(measured["name"], run)
 
 

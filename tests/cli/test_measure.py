@@ -273,3 +273,19 @@ def test_like_refuses_what_has_changed(measured, text, folder, tmp_path):
         (measured / "manifest.json").write_text(json.dumps(said | {part: said[part] | {name: value}}))
         assert message in refused(*run)
     assert not (tmp_path / "again").exists()
+
+
+def test_text_that_stands_in_both_places_is_noticed(folder, text, small, tmp_path):
+    run = ("measure", "--model", folder, "--out", tmp_path / "run", "--dry-run", "--length", 40)
+    (tmp_path / "probe").mkdir()
+    shutil.copy(text / "code" / "book.txt", tmp_path / "probe" / "copy.txt")
+    out = " ".join(spectro(*run, "--text", text, "--probe", tmp_path / "probe")[1].split())
+    assert (
+        "1 documents" not in out and "one document of the probe text stands in the other text too (copy.txt:0)" in out
+    )
+    words = (text / "code" / "book.txt").read_text()
+    (tmp_path / "probe" / "copy.txt").write_text("A little more. " + words)  # nearly the same
+    out = " ".join(spectro(*run, "--text", text / "code", "--probe", tmp_path / "probe", "--windows", 300)[1].split())
+    assert "of the probe text stand" not in out
+    assert re.search(r"overlap \d of 3 probe windows hold 16 tokens in a row that stand in the windows to sample", out)
+    assert "overlap" not in spectro(*run, "--text", text)[1]

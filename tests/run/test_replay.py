@@ -40,10 +40,10 @@ def test_other_inputs_are_refused_by_name(run):
     recipe = Recipe(path)
     with pytest.raises(ValueError, match="model 'x' is another one now"):
         recipe.check_model(SimpleNamespace(name="x", hash="0" * 64))
-    with pytest.raises(ValueError, match="the loss windows cut from .* are others now"):
+    with pytest.raises(ValueError, match=r"the loss windows cut from .* are others now"):
         recipe.check_windows(replace(made, loss=made.loss.take(slice(0, 2))), ("sampling", "loss"))
     recipe.check_windows(replace(made, loss=made.loss.take(slice(0, 2))), ("sampling",))
-    with pytest.raises(ValueError, match="does not say which text its sampling windows were cut from: .*--text"):
+    with pytest.raises(ValueError, match=r"does not say which text its sampling windows were cut from: .*--text"):
         _ = recipe.sources
 
 

@@ -1,6 +1,7 @@
 """One entry made in its run folder, and shipped.
 
 RUNS/NAME/inputs.json    hashes of what it is made of, written first
+RUNS/NAME/maker.json     hashes of the code that makes it, written with them
 RUNS/NAME/made/          its files, as they lie where they ship
 RUNS/NAME/made.json      their hashes, written last
 RUNS/NAME/...            whatever work it keeps, to go on after an interruption
@@ -8,17 +9,23 @@ RUNS/NAME/...            whatever work it keeps, to go on after an interruption
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import inspect
 import json
 import os
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from spectrolib.run.store import save_json
 
 from .registry import ENTRIES, ROOT, Entry
+
+HERE = Path(__file__).resolve()
+REPOSITORY = HERE.parents[3]
 
 
 def entry(name: str) -> Entry:
@@ -48,11 +55,12 @@ def make(name: str, runs: Path, report: Callable[[str], None] = print) -> Path:
     made, record = folder / "made", folder / "made.json"
     if record.exists():
         if json.loads(record.read_text()) == hashes(made, wanted.found(made)):
-            report(f"{name} is made already, in {made}")
+            report("; ".join([f"{name} is made already, in {made}", *_since(name, folder)]))
             return made
         report(f"{name} is made anew: its files are not what they were")
         record.unlink()
         shutil.rmtree(made)
+        save_json(folder, MAKER, maker(name))
     made.mkdir(exist_ok=True)
     wanted.make(folder.resolve())  # for programs that run elsewhere
     files = wanted.found(made)
@@ -80,6 +88,43 @@ def _begin(name: str, folder: Path, report: Callable[[str], None]) -> None:
         if any(folder.iterdir()):
             raise ValueError(f"{folder} holds something else: name another folder")
         save_json(folder, record.name, now)
+        save_json(folder, MAKER, maker(name))
+
+
+MAKER = "maker.json"
+
+
+def maker(name: str) -> dict[str, str]:
+    """A hash of the function that makes an entry, with the constants that it names, and of each file that it runs."""
+    make = ENTRIES[name].make
+    source = inspect.getsource(make)
+    constants = {n: repr(make.__globals__[n]) for n in make.__code__.co_names if n.isupper() and n in make.__globals__}
+    found = {"its function": _digest(json.dumps([source, constants]).encode())}
+    for file in _files_of(textwrap.dedent(source)):
+        found[file.relative_to(REPOSITORY).as_posix()] = _digest(file.read_bytes())
+    return found
+
+
+def _files_of(source: str) -> list[Path]:
+    """Files of this package that a function imports, and programs that it names."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found.add((HERE.parents[node.level - 1] / (node.module or "").replace(".", "/")).with_suffix(".py"))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("benchmarks/"):
+            place = REPOSITORY / node.value
+            found |= set(place.rglob("*.py")) if place.is_dir() else {place}
+    return sorted(file for file in found if file.is_file())
+
+
+def _since(name: str, folder: Path) -> list[str]:
+    """What of the code that makes an entry has changed since it was made, in words; nothing if that is not known."""
+    record = folder / MAKER
+    if not record.exists():  # of an earlier version
+        return []
+    before, now = json.loads(record.read_text()), maker(name)
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [f"since then {', '.join(changed)} changed: delete {folder} to make it anew"] if changed else []
 
 
 def inputs(name: str) -> dict[str, str]:

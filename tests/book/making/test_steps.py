@@ -1,5 +1,6 @@
 """Making and shipping: what is finished is not made again, all files ship or none, errors are one line."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spectrobook.__main__ import app
-from spectrobook.making import steps
+from spectrobook.making import registry, steps
 from spectrobook.making.registry import ENTRIES, Entry
 
 
@@ -99,6 +100,31 @@ def test_changed_inputs_ask_for_it_anew(toys, tmp_path):
     assert "made anew: first changed" in second()
     assert toys.calls == ["half", "second"] * 2 + ["first"] + ["half", "second"]
     assert (tmp_path / "runs" / "second" / "made" / "sum.txt").read_text() == "new"
+
+
+def test_a_changed_maker_is_named_and_nothing_is_forced(toys, tmp_path):
+    runs = tmp_path / "runs"
+    first = lambda: spectrobook("first", "--runs", runs)[1]  # noqa: E731
+    first()
+    said = json.loads((runs / "first" / "maker.json").read_text())
+    assert "since then" not in first()
+    (runs / "first" / "maker.json").write_text(json.dumps(said | {"its function": "another", "gone.py": "0"}))
+    out = " ".join(first().split())
+    assert "is made already" in out and toys.calls == ["first"]
+    assert f"since then gone.py, its function changed: delete {runs / 'first'}" in out
+    (runs / "first" / "maker.json").unlink()  # of an earlier version
+    assert "since then" not in first()
+
+
+def test_makers_are_told_by_their_code_and_constants(monkeypatch):
+    files = {name: set(steps.maker(name)) for name, entry in ENTRIES.items() if entry.make}
+    assert {"book/spectrobook/making/controls.py", "its function"} <= files["controls"]
+    assert "benchmarks/clustering.py" in files["clustering"]
+    assert "benchmarks/efficiency/grid.py" in files["efficiency"]
+    assert "book/spectrobook/purity.py" in files["planted"]
+    before = steps.maker("measurement")
+    monkeypatch.setattr(registry, "PROFILE", "smoke")
+    assert steps.maker("measurement") != before
 
 
 def test_all_in_order_and_shipped_one_after_another(toys, tmp_path):
