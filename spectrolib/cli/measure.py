@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..model.loading import LanguageModel
     from ..run.plan import Plan
     from ..run.profiles import Profile
-    from ..run.replay import Recipe
+    from ..run.replay import PastRun
     from ..text.overlap import Remembered
 
 
@@ -107,7 +107,7 @@ def measure_command(
     from ..run.cost import bytes_of
     from ..run.measure import fitted, measure
     from ..run.profiles import get
-    from ..run.replay import Recipe
+    from ..run.replay import PastRun
     from ..run.store import finished_tasks
     from ..run.tuning import read_settings
     from ..run.workers import start_forkserver
@@ -117,7 +117,7 @@ def measure_command(
     with one_line_errors():
         if like and profile:
             raise ValueError("the constants are those of the run that --like names: leave --profile out")
-        recipe = Recipe(like) if like else None
+        recipe = PastRun(like) if like else None
         own = {} if recipe else {"seed": 0}
         own |= read_settings(settings) | {"seed": 0} if settings else {}
         own |= {name: value for name, value in overrides.items() if value is not None}
@@ -179,7 +179,7 @@ def _changes(constants: Profile, components: str, estimator: str, settings: dict
     return changes
 
 
-def _as_it_was(recipe: Recipe, changes: dict, other_draws: bool) -> dict:
+def _as_it_was(recipe: PastRun, changes: dict, other_draws: bool) -> dict:
     """A plan's changes with those of a run below them; draws of another number have blocks of their own."""
     given = {name: value for name, value in changes.items() if value is not None}
     held = dict(recipe.changes)
@@ -191,7 +191,7 @@ def _as_it_was(recipe: Recipe, changes: dict, other_draws: bool) -> dict:
 
 
 def _texts_like(
-    recipe: Recipe, text: str, data: str, probe: str, probe_data: str, other_size: bool
+    recipe: PastRun, text: str, data: str, probe: str, probe_data: str, other_size: bool
 ) -> tuple[str, str, str, str, tuple[str, ...]]:
     """Texts of a run where no others are given, and the roles whose windows must then be those of the run."""
     others = {"all": bool(text or data), "probe": bool(probe or probe_data)}
@@ -211,7 +211,7 @@ def _local_or_hub(source: str) -> tuple[str, str]:
     return (source, "") if Path(source).is_absolute() or Path(source).exists() else ("", source)
 
 
-def _most_documents(recipe: Recipe | None, constants: Profile) -> dict[str, int]:
+def _most_documents(recipe: PastRun | None, constants: Profile) -> dict[str, int]:
     """How many documents a run took of the data sets of its profile (`plan.profile_windows`)."""
     from ..run.replay import profile_of_source
 

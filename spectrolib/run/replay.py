@@ -20,7 +20,7 @@ from .store import run_manifest
 ROLES = ("sampling", "loss", "probe")
 
 
-class Recipe:
+class PastRun:
     """What a run was made with, as its manifest tells.
 
     Args:

@@ -33,9 +33,9 @@ class Remembered:
 def shared_stretches(
     windows: Int[ndarray, "windows length"], *others: Int[ndarray, "others length"], stretch: int = STRETCH
 ) -> Bool[ndarray, " windows"]:
-    """Which windows hold so many tokens in a row that stand in a row in one of the others; shorter windows, all of theirs.
+    """Which windows hold so many tokens in a row that stand in a row in one of the others.
 
-    Stretches are compared by a hash of 64 bits.
+    Shorter windows must hold all of another's. Stretches are compared by a hash of 64 bits.
     """
     stretch = min(stretch, windows.shape[1], *(other.shape[1] for other in others))
     known = np.concatenate([_hashes(other, stretch).ravel() for other in others])

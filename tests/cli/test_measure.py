@@ -253,7 +253,7 @@ def test_what_is_given_beside_like_goes_first(measured, text, tmp_path):
     run = ("measure", "--like", measured, "--out", tmp_path / "again", "--dry-run")
     out = spectro(*run, "--nbeta", 0, "--seed", 6, "--components", "embed", "--chains", 3)[1]
     assert "nβ 0, γ 200" in out and "3 x 3 draws" in out and "seed 6" in out
-    assert re.search(r"^components +embed, and the whole model; estimator one_chain$", out, re.M)
+    assert re.search(r"^components +embed; estimator one_chain$", out, re.M)
     assert re.search(r"^probe text +code 3$", out, re.M)
     assert re.search(r"^probe text +verse 3$", spectro(*run, "--probe", text / "verse")[1], re.M)
     out = spectro(*run, "--tokens", 32, "--draws", 1)[1]

@@ -8,7 +8,7 @@ import pytest
 from measuring import SETTINGS, plan
 
 from spectrolib.run.profiles import LAPTOP
-from spectrolib.run.replay import Recipe, located, profile_of_source
+from spectrolib.run.replay import PastRun, located, profile_of_source
 from spectrolib.run.store import RunFolder
 
 
@@ -25,7 +25,7 @@ def change(run, **fields) -> None:
 
 def test_a_manifest_tells_the_plan(run):
     path, made = run
-    recipe = Recipe(path)
+    recipe = PastRun(path)
     assert recipe.profile.settings == made.settings
     assert (recipe.profile.length, recipe.profile.sampling_windows) == (9, 20)
     assert (recipe.profile.loss_windows, recipe.profile.probe_windows) == (4, 6)
@@ -37,7 +37,7 @@ def test_a_manifest_tells_the_plan(run):
 
 def test_other_inputs_are_refused_by_name(run):
     path, made = run
-    recipe = Recipe(path)
+    recipe = PastRun(path)
     with pytest.raises(ValueError, match="model 'x' is another one now"):
         recipe.check_model(SimpleNamespace(name="x", hash="0" * 64))
     with pytest.raises(ValueError, match=r"the loss windows cut from .* are others now"):
@@ -51,7 +51,7 @@ def test_other_inputs_are_refused_by_name(run):
 def test_imported_runs_and_other_settings_are_refused(run, settings):
     change(run[0], settings={"chains": 2} | settings)
     with pytest.raises(ValueError, match="can't be measured again: its settings are not those of this version"):
-        Recipe(run[0])
+        PastRun(run[0])
 
 
 def test_names_of_earlier_versions_are_found_from_anywhere(run, tmp_path, monkeypatch):
