@@ -81,7 +81,7 @@ def grid(base: Settings, gammas: Sequence[float] = (1, 10, 100), nbetas: Sequenc
     """The settings to try: multiples of the base's γ and nβ, each with two step sizes.
 
     A tilt of nβ keeps its share of nβ. Longer steps come first: their trials are the short ones. Chains have no
-    mirrored twins, which would tell nothing of their health.
+    mirrored twins, which would tell nothing of their health; they are as many as the base's, or one more: two halves.
     """
     reach = 1.0 if base.preconditioner == "none" else 1 / base.rms_epsilon  # of a step, where gradients are small
     found = []
@@ -91,7 +91,9 @@ def grid(base: Settings, gammas: Sequence[float] = (1, 10, 100), nbetas: Sequenc
                 steps = math.ceil(RELAXATIONS / fraction)
                 changes = {"gamma": gamma, "nbeta": base.nbeta * factor, "tilt": base.tilt * factor}
                 changes |= {"step_size": 2 * fraction / (gamma * reach), "steps_between_draws": steps, "burn_in": steps}
-                found.append(replace(base, draws=DRAWS, chains=max(4, base.chains), antithetic=False, **changes))
+                found.append(
+                    replace(base, draws=DRAWS, chains=base.chains + base.chains % 2, antithetic=False, **changes)
+                )
     return found
 
 

@@ -59,6 +59,7 @@ def test_the_first_trials_of_a_grid_are_the_short_ones_and_have_no_twins():
     assert [s.steps_between_draws for s in tried[:6]] == [12] * 3 + [24] * 3
     assert {s.gamma for s in tried[:3]} == {100.0, 1000.0, 10000.0}
     assert {len(s.members) for s in tried} == {2}  # nβ + η and nβ - η
+    assert {s.chains for chains in (1, 2, 3, 4) for s in grid(replace(base, chains=chains))} == {2, 4}
 
 
 def result_of(trace: np.ndarray, level: float = 0.1) -> xr.Dataset:
