@@ -81,7 +81,7 @@ def grid(base: Settings, gammas: Sequence[float] = (1, 10, 100), nbetas: Sequenc
     """The settings to try: multiples of the base's γ and nβ, each with two step sizes.
 
     A tilt of nβ keeps its share of nβ. Longer steps come first: their trials are the short ones. Chains have no
-    mirrored twins, which would tell nothing of their health; they are as many as the base's, or one more: two halves.
+    mirrored twins, which would tell nothing of their health, and are as many as the base's, or one more.
     """
     reach = 1.0 if base.preconditioner == "none" else 1 / base.rms_epsilon  # of a step, where gradients are small
     found = []
