@@ -197,7 +197,9 @@ def found_shares(methods: Mapping[str, Mapping]) -> tuple[list[int], np.ndarray]
     """Sizes of the planted clusters, and the share of test seeds in which each method finds each."""
     runs = [record["test"] for record in methods.values()]
     sizes = [cluster["size"] for cluster in runs[0][0]["by_cluster"]]
-    return sizes, np.array([np.mean([[c["found"] for c in one["by_cluster"]] for one in some], axis=0) for some in runs])
+    return sizes, np.array(
+        [np.mean([[c["found"] for c in one["by_cluster"]] for one in some], axis=0) for some in runs]
+    )
 
 
 def found_figure(methods: Mapping[str, Mapping]) -> Figure:

@@ -28,6 +28,8 @@ from . import show
 FIT = {"share": 0.8, "documents": 5, "most": 0.8, "loss": 0.5}
 """What the gallery asks of a cluster: back in so many of the repetitions, members in so many documents, no token with
 more of the members, and a median loss above so many nats."""
+CATALOGUE = "../catalogue.html"
+"""The page of their cards, as chapters see it."""
 QUIET = 0.1
 """Median loss, in nats, below which a cluster is called quiet."""
 
@@ -145,23 +147,25 @@ def fit_to_show(told: Iterable[Facts]) -> list[Facts]:
     return sorted(kept, key=lambda one: (-one.documents, one.cluster))
 
 
-def excerpt(
-    one: Facts, text: RunningText, rows: Int[ndarray, " members"], most: int = 4, address: str = ""
-) -> show.Markup:
-    """What a cluster holds, and members in different documents, as HTML.
-
-    Args:
-        rows: its members.
-        address: of the page of cards, to link to; none by default.
-    """
-    name = f"<b>Cluster {one.cluster}</b>"
-    link = f'<a href="{address}#cluster-{one.cluster}">{name}</a>' if address else name
+def excerpt(one: Facts, text: RunningText, rows: Int[ndarray, " members"], most: int = 4) -> show.Markup:
+    """What a cluster holds, and some of its members (`rows`), in different documents as far as there are so many."""
     often = show.escaped(", ".join(token for token, _ in one.tokens[:6]))
     head = (
-        f"{link}: {one.size} tokens in {one.documents} documents; came back in {one.share:.0%} of the repetitions; "
-        f"median loss {one.loss:.1f} nats. Most often {often}."
+        f"{cluster_link(one.cluster)}: {one.size} tokens in {one.documents} documents; came back in {one.share:.0%} of "
+        f"the repetitions; median loss {one.loss:.1f} nats. Most often {often}."
     )
     return show.lines([show.Markup(head), members_in_context(text, rows, most, seed=one.cluster)])
+
+
+def cluster_link(cluster: int) -> show.Markup:
+    """The name of a cluster, leading to its card."""
+    return show.Markup(f'<a href="{CATALOGUE}#cluster-{cluster}"><b>Cluster {cluster}</b></a>')
+
+
+def excerpts(some: Iterable[Facts], text: RunningText, found: Clustering, most: int = 4) -> show.Markup:
+    """The excerpts of several clusters, one under the other."""
+    parts = (excerpt(one, text, found.members(one.cluster), most) for one in some)
+    return show.block(*(show.block(part, style="margin-bottom:1.2em") for part in parts))
 
 
 def landscape_figure(told: Sequence[Facts], shown: Sequence[Facts]) -> Figure:
@@ -196,6 +200,16 @@ def where_occurrences_go(
     names, counts = np.unique(labels[(ids == token) & (labels >= 0)], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [(int(names[i]), int(counts[i])) for i in order if counts[i] >= least]
+
+
+def occurrences_shown(token: int, text: RunningText, labels: Int[ndarray, " tokens"], most: int = 3) -> show.Markup:
+    """Occurrences of a token in their contexts, cluster by cluster (`where_occurrences_go`)."""
+    parts = []
+    for cluster, number in where_occurrences_go(token, text.token_id, labels):
+        head = show.Markup(f"{cluster_link(cluster)}, {number} of them:")
+        rows = np.flatnonzero((labels == cluster) & (text.token_id == token))
+        parts.append(show.block(show.lines([head, members_in_context(text, rows, most)]), style="margin-bottom:1.2em"))
+    return show.block(*parts)
 
 
 # Rules ---------------------------------------------------------------------------------------------------------------

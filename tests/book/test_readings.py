@@ -1,10 +1,10 @@
-"""Reading by hand and by rule: judged on the unread half alone, counts against plain loops, a gallery that keeps its word."""
+"""Reading by hand and by rule: judged on the unread half alone, counts against loops, a gallery that keeps its word."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from spectrobook import readings, shipped
+from spectrobook import readings, shipped, stable
 from spectrolib.clustering import Clustering
 
 
@@ -21,7 +21,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def told(text):
-    return readings.facts(text, shipped.stable(), shipped.result()["loss"].values)
+    return readings.facts(text, stable.clusters(), shipped.result()["loss"].values)
 
 
 def test_halves_part_documents_and_no_document(text):
@@ -63,7 +63,7 @@ def test_a_rule_that_picks_nothing_is_no_rule(text):
 
 
 def test_facts_are_those_of_the_members(text, told):
-    found, loss = shipped.stable(), shipped.result()["loss"].values
+    found, loss = stable.clusters(), shipped.result()["loss"].values
     assert [one.size for one in told] == found.sizes.tolist() and [one.share for one in told] == found.share.tolist()
     one, rows = told[51], np.flatnonzero(found.labels == 51)
     assert one.documents == len(set(text.document[rows])) and one.loss == np.sort(loss[rows])[18:20].mean()
@@ -75,7 +75,7 @@ def test_clusters_found_once_have_no_share(text):
     one = np.zeros(1)
     labels = np.zeros(len(text), dtype=int)
     once = Clustering(labels, one, one, np.array([len(text)]), one, np.array(["cluster"] * len(text)), 1)
-    with pytest.raises(ValueError, match="found once: take those of clustering.stable_clusters"):
+    with pytest.raises(ValueError, match="these clusters were found once: take"):
         readings.facts(text, once, np.zeros(len(text)))
 
 
@@ -88,11 +88,12 @@ def test_the_gallery_keeps_its_rule(told):
 
 
 def test_an_excerpt_says_what_the_cluster_holds(text, told):
-    rows = shipped.stable().members(51)
-    page = readings.excerpt(told[51], text, rows, most=3, address="cards.html")
-    assert page.startswith('<a href="cards.html#cluster-51"><b>Cluster 51</b></a>: 38 tokens in 24 documents')
+    rows = stable.clusters().members(51)
+    page = readings.excerpt(told[51], text, rows, most=3)
+    assert page.startswith('<a href="../catalogue.html#cluster-51"><b>Cluster 51</b></a>: 38 tokens in 24 documents')
     assert page.count("<u>") == 3 and "came back in 80% of the repetitions" in page
-    assert readings.excerpt(told[51], text, rows).startswith("<b>Cluster 51</b>:")
+    several = readings.excerpts(told[50:53], text, stable.clusters(), most=2)
+    assert several.count("<u>") == 6 and several.count("came back in") == 3
 
 
 def test_every_cluster_has_one_place_in_the_landscape(told):
@@ -106,6 +107,15 @@ def test_every_cluster_has_one_place_in_the_landscape(told):
 def test_occurrences_are_counted_by_cluster():
     ids, labels = np.array([7, 7, 7, 7, 7, 7, 3, 7]), np.array([0, 2, 2, 2, -1, 0, 2, 1])
     assert readings.where_occurrences_go(7, ids, labels, least=2) == [(2, 3), (0, 2)]
+
+
+def test_occurrences_are_shown_by_cluster(text):
+    token = next(int(text.token_id[i]) for i, piece in enumerate(text.pieces) if piece == b" p")
+    labels = stable.clusters().labels
+    page = readings.occurrences_shown(token, text, labels, most=2)
+    for cluster, count in readings.where_occurrences_go(token, text.token_id, labels):
+        assert f"{readings.cluster_link(cluster)}, {count} of them:" in page
+    assert page.count("<b><u> p</u></b>") == page.count("<u>") == 2 * page.count("of them")
 
 
 def test_figures_show_the_numbers_that_they_are_given():

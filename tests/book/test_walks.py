@@ -56,7 +56,9 @@ def test_a_sweep_is_drawn_with_its_least_and_the_edges_that_it_cuts(cloud, graph
     assert dot.get_xdata()[0] == len(sweep.nodes) and dot.get_ydata()[0] == pytest.approx(min(sweep.profile))
     blue = (colours_of(bottom) == to_rgba(BLUE)).all(axis=1)
     assert np.flatnonzero(blue).tolist() == sorted(sweep.nodes.tolist())
-    cut = [c for c in bottom.collections if len(c.get_edgecolor()) and tuple(c.get_edgecolor()[0]) == to_rgba(VERMILION)]
+    cut = [
+        c for c in bottom.collections if len(c.get_edgecolor()) and tuple(c.get_edgecolor()[0]) == to_rgba(VERMILION)
+    ]
     inside = np.isin(np.arange(len(cloud.points)), sweep.nodes)
     assert len(cut[0].get_segments()) == graph[inside][:, ~inside].nnz
 
