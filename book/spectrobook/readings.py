@@ -152,7 +152,7 @@ def excerpt(one: Facts, text: RunningText, rows: Int[ndarray, " members"], most:
     often = show.escaped(", ".join(token for token, _ in one.tokens[:6]))
     head = (
         f"{cluster_link(one.cluster)}: {one.size} tokens in {one.documents} documents; came back in {one.share:.0%} of "
-        f"the repetitions; median loss {one.loss:.1f} nats. Most often {often}."
+        f"the repetitions; median loss {one.loss:.2f} nats. Most often {often}."
     )
     return show.lines([show.Markup(head), members_in_context(text, rows, most, seed=one.cluster)])
 
