@@ -1,4 +1,4 @@
-"""The measurements behind the chapter Clusters that come back, and the tables that it shows.
+"""The measurements behind the chapters on clusters that come back, and the tables that they show.
 
 Runs to first order: on all shipped probe windows (``first``), the same with fresh random inputs (``fresh``), and on
 parts of them with other weights (``shuffled``, ``initial``) or with the mean loss of another text (``prose``,
