@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from numpy import ndarray
 
@@ -35,6 +35,23 @@ def shipped_benchmark() -> dict[str, Any]:
 def doubled(correlation: Float[ndarray, " n"] | float) -> Float[ndarray, " n"] | float:
     """Reliability of a whole from the correlation of its two halves: 2r / (1 + r) (Spearman and Brown, 1910)."""
     return 2 * correlation / (1 + correlation)
+
+
+def document_halves(
+    domains: Sequence[str], documents: Sequence[str]
+) -> tuple[Int[ndarray, " half"], Int[ndarray, " half"]]:
+    """Two halves of some windows that share no document, each with half of the documents of every domain.
+
+    Args:
+        domains, documents: of each window.
+    """
+    names, number = np.unique(list(map("\n".join, zip(domains, documents, strict=True))), return_inverse=True)
+    side = np.zeros(len(names), dtype=int)
+    domain = np.array([name.partition("\n")[0] for name in names])
+    for one in np.unique(domain):
+        mine = np.flatnonzero(domain == one)
+        side[mine] = np.arange(len(mine)) % 2
+    return np.flatnonzero(side[number] == 0), np.flatnonzero(side[number] == 1)
 
 
 def reliability_curves(rows: Sequence[Mapping]) -> Figure:

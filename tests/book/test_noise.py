@@ -21,6 +21,15 @@ def test_two_halves_make_a_whole():
     assert found == pytest.approx(np.corrcoef(wholes)[0, 1], abs=0.01)
 
 
+def test_halves_share_no_document_and_every_domain():
+    domains, documents = list("aaaaabbbb"), ["1", "1", "2", "3", "4", "1", "2", "2", "2"]
+    one, other = noise.document_halves(domains, documents)
+    assert sorted([*one, *other]) == list(range(9))
+    told = lambda rows: {(domains[i], documents[i]) for i in rows}  # noqa: E731
+    assert told(one) == {("a", "1"), ("a", "3"), ("b", "1")}
+    assert told(other) == {("a", "2"), ("a", "4"), ("b", "2")}
+
+
 def test_curves_are_those_of_the_report():
     rows = [
         {"estimator": name, "curve": {"seconds": [50.0, 500.0 + i], "reliability": [0.1, 0.9]}}
