@@ -23,7 +23,7 @@ The covariance is the noisy part: a product of two fluctuations. Where chains ru
 whose variance is far smaller, and both estimators use it (`CovarianceSums.response`). Its g is the rise of the loss
 that drives the chains, L of the sampling text; that of the sample covariance is L of the loss windows. Both estimate
 the covariance with the mean loss, but of two texts, and a few windows are a noisy stand-in for that mean: the book's
-chapter What a susceptibility measures shows how far they differ. The sample covariance of the same draws stays beside
+chapter Noise, cost and settings shows how far they differ. The sample covariance of the same draws stays beside
 it, with two controls: covariances with g permuted over draws and with noise in place of g. Both are unrelated to the
 observable, so whatever a result has in common with them is not due to the susceptibility.
 
