@@ -21,7 +21,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
@@ -166,65 +166,6 @@ def traces(
     ax.set(xlabel="draw", ylabel="loss (nats per token)", title=title)
     ax.margins(x=0)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
-
-
-def reliability_curve(
-    draws: Int[np.ndarray, " counts"],
-    reliability: Float[np.ndarray, "counts components"],
-    *,
-    threshold: float | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Split-half reliability against the number of draws: the median component, the middle half, the range.
-
-    Args:
-        draws: draws per chain that each row of `reliability` is made from.
-        threshold: what we ask for, drawn as a dashed line.
-    """
-    low, lower, median, upper, high = np.nanquantile(reliability, [0, 0.25, 0.5, 0.75, 1], axis=1)
-    ax = _axes(ax)
-    ax.fill_between(draws, low, high, color=BLUE, alpha=0.15, linewidth=0, label="all components")
-    ax.fill_between(draws, lower, upper, color=BLUE, alpha=0.35, linewidth=0, label="middle half")
-    ax.plot(draws, median, color=BLUE, marker="o", label="median")
-    if threshold is not None:
-        ax.axhline(threshold, color="0.3", linestyle="--", linewidth=1, label=f"asked for: {threshold:g}")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(draws, [str(n) for n in draws])
-    ax.minorticks_off()
-    ax.set(xlabel="draws per chain", ylabel="split-half reliability", ylim=(min(0, float(low.min())), 1.02))
-    ax.legend(loc="lower right")
-    return ax
-
-
-def component_strips(
-    values: Float[np.ndarray, "tokens components"],
-    components: Sequence[str],
-    tokens: Sequence[str],
-    *,
-    label: str = "standardised susceptibility",
-    ax: Axes | None = None,
-) -> Axes:
-    """One strip of colour per token, one cell per component, on one scale that is symmetric about zero."""
-    values = np.atleast_2d(values)
-    limit = _limit(values)
-    ax = _axes(ax, figsize=(7, 1.6 + 0.26 * len(values)))
-    sns.heatmap(
-        values,
-        cmap=DIVERGING,
-        vmin=-limit,
-        vmax=limit,
-        xticklabels=list(components),
-        yticklabels=[visible(token).replace("$", r"\$") for token in tokens],
-        linewidths=0.5,
-        linecolor="0.9",
-        cbar_kws={"label": label},
-        ax=ax,
-    )
-    ax.tick_params(axis="x", labelrotation=90, labelsize=8, length=0)
-    ax.tick_params(axis="y", labelrotation=0, length=0)
-    for tick in ax.get_yticklabels():
-        tick.set_family("monospace")
     return ax
 
 

@@ -17,7 +17,7 @@ What the paper's controls are we know in outline [S]; these counts, and their in
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -332,22 +332,6 @@ def mean_by_window(
     drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
     low, high = np.quantile(drawn @ sums / (drawn @ totals), [0.025, 0.975])
     return Estimate(float(sums.sum() / totals.sum()), float(low), float(high))
-
-
-def shared_by_neighbours(
-    neighbours: Int[ndarray, "tokens k"], values: Mapping[str, Int[ndarray, " tokens"]]
-) -> dict[str, Float[ndarray, " tokens"]]:
-    """Of each token's neighbours, the share that has its value, for each named property.
-
-    Args:
-        neighbours: rows of the neighbours of each token, as from `graph.nearest`.
-        values: a number for each token that stands for its value; below zero where it is not known: such a token
-            shares nothing with anyone.
-    """
-    return {
-        name: ((value[neighbours] == value[:, None]) & (value >= 0)[:, None]).mean(axis=1)
-        for name, value in values.items()
-    }
 
 
 def common_neighbours(first: Int[ndarray, "tokens k"], second: Int[ndarray, "tokens k"]) -> Float[ndarray, " tokens"]:

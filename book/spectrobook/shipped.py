@@ -1,26 +1,20 @@
-"""What the book shows of the measurement that ships with the library: its clusters, their cards, their map.
+"""What the book shows of the measurement that ships with the library: rows of one number a component.
 
-One place, so that chapters, catalogue and map speak of the same clusters. Everything is made when it is first asked
-for, and once. Only the layout is kept on disk: UMAP needs a minute. ``python -m spectrobook layout`` makes it anew,
-which a new measurement asks for.
+One place, so that all chapters speak of the same rows and clusters. Everything is made when it is first asked for, and
+once. The clusters that come back are in `stable`.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
 from spectrolib import clustering, graph
 from spectrolib.clustering import Clustering
 from spectrolib.estimator import standardise, with_estimator
-from spectrolib.reading import cards as room
-from spectrolib.reading import tokenmap
 from spectrolib.reading.conditions import Features, describe
 from spectrolib.run import store
 from spectrolib.text.corpus import BUNDLED
@@ -31,7 +25,6 @@ from . import DATA
 if TYPE_CHECKING:
     import xarray as xr
 
-    from spectrolib.reading.cards import Card
 
 SHIPPED = {"book": "measurement", "zero": "measurement-zero", "untrained": "measurement-untrained"}
 """Measurements that ship with the library, and their files."""
@@ -57,8 +50,7 @@ ESTIMATOR = "one_chain"
 """Whose rows the book clusters. The two-chain value, which is the paper's, hardly clusters on this model: the chapter
 on clusters shows both."""
 K = 45
-"""Neighbours of a token in the graph and on the map; the paper's number [S]."""
-LAYOUT = DATA / "layout.npz"
+"""Neighbours of a token in the graph; the paper's number [S]."""
 
 
 @functools.cache
@@ -91,28 +83,3 @@ def tokenizer():
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
-
-
-@functools.cache
-def cards() -> tuple[Card, ...]:
-    """The card of each cluster, in their order."""
-    return tuple(room.cards(result(), clusters(), features=features()))
-
-
-@functools.cache
-def layout() -> Float[ndarray, "tokens 2"]:
-    """Its map: the kept one, if it was made of this measurement, else a new one (a minute)."""
-    held = tokenmap.held(LAYOUT, measured())
-    return tokenmap.layout(vectors(), k=K) if held is None else held
-
-
-@functools.cache
-def measured() -> str:
-    """Which measurement this is: the hash of its susceptibilities as they are stored, the same on every machine."""
-    values = result()["susceptibility"].values
-    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
-
-
-def write_layout(file: str | Path) -> None:
-    """Make the map anew, in a file that says of which measurement it is."""
-    tokenmap.keep(file, measured(), tokenmap.layout(vectors(), k=K))

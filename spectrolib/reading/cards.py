@@ -18,7 +18,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from ..checks import intervals
 from ..checks.causal import Falls
 from ..checks.intervals import Estimate
 from ..estimator import standardise
@@ -390,18 +389,6 @@ def rule_table(partitions: Mapping[str, Int[ndarray, " tokens"]], features: Feat
             said = {"rule": rule.text, "f1": rule.f1, "confident": rule.confident, "split": rule.split} if rule else {}
             records.append(record | {"rule": "", "f1": 0.0, "confident": False, "split": ""} | said)
     return pd.DataFrame.from_records(records)
-
-
-def rule_summary(table) -> dict[str, dict]:
-    """The table in a few numbers for each partition: clusters, the share with a confident rule with its interval
-    (Wilson, clusters as independent), and the quartiles of precision, recall and F1. A rule that picks nothing where it
-    is judged has no precision, and is left out of those quartiles alone."""
-    found = {}
-    for partition, rows in table.groupby("partition", sort=False):
-        confident = intervals.wilson(float(rows["confident"].mean()), len(rows))
-        quartiles = {n: rows[n].quantile([0.25, 0.5, 0.75]).tolist() for n in ("precision", "recall", "f1")}
-        found[partition] = {"clusters": len(rows), "confident": confident, **quartiles}
-    return found
 
 
 # On disk -------------------------------------------------------------------------------------------------------------

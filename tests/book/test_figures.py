@@ -109,24 +109,6 @@ def test_traces_show_every_chain_and_the_reference():
         assert np.array_equal(drawn.get_ydata(), losses[chain])
 
 
-def test_the_reliability_curve_goes_through_the_medians():
-    reliability = np.random.default_rng(0).uniform(0, 1, (3, 32))
-    reliability[0, 0] = np.nan  # a column that never varied
-    ax = figures.reliability_curve(np.array([25, 50, 100]), reliability, threshold=0.8)
-    median = next(drawn for drawn in ax.get_lines() if drawn.get_label() == "median")
-    np.testing.assert_allclose(median.get_ydata(), np.nanmedian(reliability, axis=1))
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["25", "50", "100"]
-
-
-def test_the_strips_scale_is_symmetric_so_that_white_is_zero():
-    values = np.array([[-0.5, 0.0, 2.0], [0.1, 0.2, 0.3]])
-    ax = figures.component_strips(values, ["l0h0", "l0 mlp", "embed"], ["a", "$x$"])
-    mesh = ax.collections[0]
-    assert mesh.get_clim() == (-2.0, 2.0)
-    assert mesh.cmap(0.5)[:3] == pytest.approx((1, 1, 1), abs=0.01)
-    ax.figure.canvas.draw()  # a token with dollars must not be read as mathematics
-
-
 # ---- painted text
 
 

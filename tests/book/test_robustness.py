@@ -147,11 +147,7 @@ def test_a_mean_with_weights_is_a_ratio_with_its_delta_interval():
     assert found.high - found.low == pytest.approx(theory, rel=0.1)
 
 
-def test_neighbours_share_what_they_share():
-    near = np.array([[1, 2], [0, 2], [3, 0], [2, 1]])
-    found = robustness.shared_by_neighbours(near, {"a": np.array([5, 5, 6, 6]), "b": np.array([-1, -1, 0, 0])})
-    np.testing.assert_array_equal(found["a"], [0.5, 0.5, 0.5, 0.5])
-    np.testing.assert_array_equal(found["b"], [0, 0, 0.5, 0.5])  # unknown is shared with nobody
+def test_common_neighbours_are_those_in_both_tables():
     rng = np.random.default_rng(4)
     first, second = (np.array([rng.permutation(30)[:6] for _ in range(40)]) for _ in range(2))
     expected = [len(np.intersect1d(a, b)) / 6 for a, b in zip(first, second, strict=True)]

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from spectrobook import shipped
-from spectrolib.reading import tokenmap
 
 
 @pytest.mark.parametrize("name", shipped.SHIPPED)
@@ -27,8 +26,3 @@ def test_vectors_are_standardised_and_made_once():
     assert vectors.shape == shipped.result()["susceptibility"].shape
     np.testing.assert_allclose(vectors.mean(axis=1), 0, atol=1e-5)  # rows are centred last
     assert shipped.vectors() is vectors
-
-
-def test_the_kept_layout_is_of_this_measurement():
-    positions = tokenmap.held(shipped.LAYOUT, shipped.measured())
-    assert positions is not None and positions.shape == (len(shipped.vectors()), 2)

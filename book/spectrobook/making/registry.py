@@ -82,13 +82,6 @@ def controls(folder: Path) -> None:
         pack(measure(plan, folder / name), folder / "made" / f"{SHIPPED[name]}.zarr.zip", KEPT)
 
 
-def layout(folder: Path) -> None:
-    """The map of the tokens."""
-    from ..shipped import LAYOUT, write_layout
-
-    write_layout(folder / "made" / LAYOUT.name)
-
-
 def slopes(folder: Path) -> None:
     """Slopes of the token losses at w*."""
     from spectrolib.run.plan import Plan
@@ -230,14 +223,6 @@ ENTRIES: dict[str, Entry] = {
         needs=("model",),
         time="30 min",
         check="spectro info RUN/zero; pytest tests/cli/test_match.py",
-    ),
-    "layout": Entry(
-        home=DATA,
-        files=("layout.npz",),
-        make=layout,
-        needs=("measurement",),
-        time="1 min",
-        check="pytest tests/book/making/test_registry.py",
     ),
     "slopes": Entry(
         home=DATA,

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spectrobook import directions, shipped
+from spectrobook import directions
 from spectrobook.__main__ import app
 from spectrobook.making import registry, settings, steps, training
 from spectrobook.making.installed import Corpus
 from spectrobook.making.neox import Architecture
 from spectrobook.making.registry import ENTRIES, ROOT
-from spectrolib.reading import tokenmap
 from spectrolib.run import store
 from spectrolib.run.measure import WorkerDied
 from spectrolib.text.corpus import Document
@@ -62,10 +61,6 @@ def test_the_list(arguments, monkeypatch):
         needs = "all of these" if name == "figures" else ", ".join(entry.needs)
         assert re.search(rf"^{name} .*{needs} .*{entry.time} ", out, re.M)
         assert all(pattern in out for pattern in entry.files)
-
-
-def test_the_shipped_map_is_of_the_shipped_measurement():
-    assert tokenmap.held(shipped.LAYOUT, shipped.measured()) is not None
 
 
 # Programs
@@ -125,12 +120,6 @@ def test_slopes(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(directions, "tabulate", functools.partial(directions.tabulate, text=3))
     table = directions.Table.open(steps.make("slopes", tmp_path) / "directions.npz")
     assert table.windows.tolist() == [0, 2] and len(table.components) == 32
-
-
-def test_the_layout(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenmap, "layout", lambda vectors, k: np.zeros((len(vectors), 2)))
-    made = steps.make("layout", tmp_path)
-    assert len(tokenmap.held(made / "layout.npz", shipped.measured())) == len(shipped.vectors())
 
 
 def test_the_model(tmp_path, monkeypatch):
