@@ -141,8 +141,8 @@ def measure_command(
         if recipe:
             recipe.check_windows(plan, same)
             print_rows({"like": like})
-        _print_overlap(plan, texts)
         _print_plan(plan, workers, bank)
+        _print_overlap(plan, texts)
         _print_left_out(text, probe)
         if dry_run:
             return
@@ -260,7 +260,7 @@ def _print_overlap(plan: Plan, texts: dict) -> None:
         stretch = min(STRETCH, plan.probe.length)
         found.append(
             f"{shared} of {len(plan.probe)} probe windows hold {stretch} tokens in a row that stand in the windows to "
-            "sample from too: they are no new text to the posterior"
+            "sample from too: they are not new to the posterior"
         )
     if found:
         print_rows({"overlap": "; ".join(found)})

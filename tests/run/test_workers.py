@@ -38,18 +38,20 @@ def test_a_dask_cluster_gives_the_same_bytes(folder, whole, tmp_path):
     assert files(tmp_path / "run") == files(whole)
 
 
-def _busy(stopped) -> None:
+def _busy(begun, stopped) -> None:
     """A worker in a pass that takes longer than anybody waits: it ignores Ctrl-C, and looks up too late."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    begun.release()
     stopped.wait(60)
 
 
 def test_workers_that_do_not_stop_by_themselves_are_ended():
     context = multiprocessing.get_context("spawn")
-    told, never = context.Event(), context.Event()
-    obeys, busy = (context.Process(target=_busy, args=(event,)) for event in (told, never))
+    begun, told, never = context.Semaphore(0), context.Event(), context.Event()
+    obeys, busy = (context.Process(target=_busy, args=(begun, event)) for event in (told, never))
     for process in (obeys, busy):
         process.start()
+    assert begun.acquire(timeout=60) and begun.acquire(timeout=60)
     told.set()
     begin = time.monotonic()
     end_processes([obeys, busy], grace=3.0)
