@@ -1,4 +1,4 @@
-"""The tables of the chapter Resolved rows, in small: what agrees, what must not."""
+"""The tables behind the chapters on clusters, in small: what agrees, what must not."""
 
 import json
 from types import SimpleNamespace
