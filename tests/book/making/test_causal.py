@@ -1,4 +1,4 @@
-"""The tables of the chapter Does it predict, in small: sets, planted kernels, what ships."""
+"""The tables of the causal tests, in small: sets, planted kernels, what ships."""
 
 import json
 
