@@ -1,4 +1,4 @@
-"""What is left of clusters when the observable, the loss, the training or the model is taken away (chapter Controls).
+"""What is left of clusters when channels, observable, loss, training or model are taken away (chapter Controls).
 
 The numbers ship: ``python -m spectrobook resolved`` makes them.
 """
@@ -17,6 +17,11 @@ from .figures import BLUE, VERMILION
 PAPER = "the paper's: covariance with the mean loss"
 RANDOM = "a random combination of each component's draws"
 GROUPS = {
+    "No channels (4 chains of 100 draws)": {
+        "every draw kept": ("protocol", "all draws"),
+        "two-chain value": ("protocol", "the two-chain value"),
+        "its covariance": ("protocol", "the covariance alone"),
+    },
     "No observable (one number a component)": {
         "as the paper has it": ("ladder", PAPER),
         "a random combination": ("ladder", RANDOM),
@@ -66,7 +71,7 @@ def figure(measured: Mapping) -> Figure:
             lines[name] = line(measured, group, name)
             full = place == 0 and group != "No components (gradients)"
             colours[name] = BLUE if full else VERMILION
-    fig = panels.dot_plot(lines, PANELS, colours=colours, size=(6.6, 4.9), limits=(-0.1, 1.0))
+    fig = panels.dot_plot(lines, PANELS, colours=colours, size=(6.6, 6.1), limits=(-0.1, 1.0))
     for label in fig.axes[0].get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in GROUPS else "normal")
     return fig

@@ -252,7 +252,7 @@ ENTRIES: dict[str, Entry] = {
         files=("resolved.json", "resolved.npz"),
         make=resolved,
         needs=("model", "measurement", "autoencoders"),
-        time="1.5 h",
+        time="3 h",
         check="pytest tests/book/making/test_resolved.py",
     ),
     "real": Entry(
