@@ -20,7 +20,7 @@ from scipy.sparse import csr_array, vstack
 from ..model.activations import activations, place, untrained
 from ..model.loading import check_finite, engine_of
 from ..text.corpus import BUNDLED, Windows
-from ..text.hub import hub_in_reach
+from ..text.hub import asking_hub
 from ..text.jsonfiles import Fields, check_fetched, read_json
 from .autoencoders import Autoencoder
 
@@ -315,19 +315,12 @@ def _from_hub(name: str, site: str | None) -> Autoencoder:
     if site is None:
         raise ValueError(f"name a site, as in load({name!r}, 'l3 residual')")
     sparsify, marks = _folder_names(site)
-    with hub_in_reach() as away:
-        try:
-            if name == MARKS:
-                archive = hf_hub_download(name, "dictionaries_pythia-70m-deduped_10.zip")
-            else:
-                folder = Path(snapshot_download(name, allow_patterns=f"{sparsify}/*"))
-        except Exception as error:  # no such repository, no network, not even a name, ...
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            why = f"no such folder is here, and {away}" if away else f"{type(error).__name__}: {first_line[:200]}"
-            raise ValueError(
-                f"cannot get dictionary {name!r}: {why}; give 'bundled/NAME', a local folder, or a name on the hub "
-                "such as 'EleutherAI/sae-pythia-70m-32k'"
-            ) from error
+    known = "give 'bundled/NAME', a local folder, or a name on the hub such as 'EleutherAI/sae-pythia-70m-32k'"
+    with asking_hub(f"dictionary {name!r}", known):
+        if name == MARKS:
+            archive = hf_hub_download(name, "dictionaries_pythia-70m-deduped_10.zip")
+        else:
+            folder = Path(snapshot_download(name, allow_patterns=f"{sparsify}/*"))
     if name != MARKS:
         return _from_folder(folder, site)
     with zipfile.ZipFile(archive) as content:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..posterior import Gradients, Settings
 from ..text.corpus import BUNDLED, bare_tokenizer, open_tokenizer
-from ..text.hub import hub_in_reach
+from ..text.hub import asking_hub
 from ..text.jsonfiles import Fields, check_fetched, read_json
 from . import gguf
 from .engine import Engine
@@ -303,21 +303,13 @@ def _folder(name: str, revision: str | None) -> Path:
         raise ValueError(f"no model folder {name!r}: {known}")
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    with hub_in_reach() as away:
-        try:
-            # The configuration first: an unsupported model is refused before its weights are fetched.
-            Shape.from_config(_config(Path(hf_hub_download(name, "config.json", revision=revision)).parent))
-            wanted = ["*.json", "*.safetensors"]
-            return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
-        except ValueError as error:
-            if type(error) is ValueError:  # our own; the hub's errors are subclasses
-                raise
-            reason = error
-        except Exception as error:  # no such repository, no network, no access, ...
-            reason = error
-    first_line = (str(reason).strip().splitlines() or [""])[0]
-    why = away or f"the hub gives none of that name ({type(reason).__name__}: {first_line[:200]})"
-    raise ValueError(f"cannot get model {name!r}: no such folder is here, and {why}; {known}") from reason
+    # The configuration first: an unsupported model is refused before its weights are fetched.
+    with asking_hub(f"model {name!r}", known):
+        config = hf_hub_download(name, "config.json", revision=revision)
+    Shape.from_config(_config(Path(config).parent))
+    with asking_hub(f"model {name!r}", known):
+        wanted = ["*.json", "*.safetensors"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
 
 
 def _smollm2(revision: str | None) -> Path:

@@ -15,7 +15,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from . import lexing
-from .hub import hub_in_reach
+from .hub import asking_hub
 from .jsonfiles import check_fetched
 
 if TYPE_CHECKING:
@@ -185,16 +185,11 @@ def hub_documents(
     except ImportError as error:
         raise ImportError("hub data sets need the extra: pip install 'spectrolib[hub]'") from error
     place, subset, column = hub_source(name)
-    with nullcontext("") if Path(place).exists() else hub_in_reach() as away:
-        try:
-            rows = datasets.load_dataset(place, subset, split=split, streaming=True)
-        except Exception as error:  # the many ways in which the hub says that something is not there
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            why = f"no such folder is here, and {away}" if away else f"{type(error).__name__}: {first_line[:200]}"
-            raise ValueError(
-                f"cannot open data set {str(name)!r}, split {split!r}: {why}; give the name of a public data set of "
-                "the hub, such as 'NeelNanda/pile-10k', or a local folder in its format"
-            ) from error
+    known = (
+        "give the name of a public data set of the hub, such as 'NeelNanda/pile-10k', or a local folder in its format"
+    )
+    with asking_hub(f"data set {str(name)!r}, split {split!r}", known, local=Path(place).exists()):
+        rows = datasets.load_dataset(place, subset, split=split, streaming=True)
     default = domain or PurePosixPath(place).name.removeprefix("pile-")
     documents = (_document(row, f"{place}/{split}:{n}", default, column) for n, row in enumerate(rows))
     return _first(documents, limit)

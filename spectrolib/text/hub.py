@@ -6,7 +6,7 @@ import functools
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit
 
 SECONDS = 5.0
@@ -29,6 +29,28 @@ def hub_in_reach() -> Iterator[str]:
         yield f"the hub ({urlsplit(constants.ENDPOINT).hostname}) can't be reached"
     finally:
         constants.HF_HUB_OFFLINE = False
+
+
+@contextmanager
+def asking_hub(what: str, give: str, *, local: bool = False) -> Iterator[None]:
+    """Something is fetched from the hub, and whatever goes wrong with it is one line.
+
+    Args:
+        what: "model 'owner/name'".
+        give: what to give instead.
+        local: it lies on this machine, so that no hub is looked for.
+
+    Raises:
+        ValueError: if it can't be had.
+    """
+    with nullcontext("") if local else hub_in_reach() as away:
+        try:
+            yield
+        except Exception as error:  # no such repository, no network, no access, ...
+            why = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+            if not local:
+                why = f"no such folder is here, and {away or f'the hub gives none of that name ({why})'}"
+            raise ValueError(f"cannot get {what}: {why}; {give}") from error
 
 
 @functools.cache

@@ -375,7 +375,7 @@ def test_hub_lines_take_their_domain_from_the_name(tmp_path):
 def test_unknown_data_set(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"cannot open data set .*NeelNanda/pile-10k"):
+    with pytest.raises(ValueError, match=r"cannot get data set .*NeelNanda/pile-10k"):
         corpus.hub_documents(tmp_path / "no-such-data")
     folder = hub_folder(tmp_path / "pile")
     with pytest.raises(ValueError, match="split 'test'"):
