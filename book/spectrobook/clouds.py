@@ -9,7 +9,6 @@ clouds is a choice of ours, made to resemble measured tables; the paper is not k
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,7 +18,7 @@ from numpy import ndarray
 
 from spectrolib.estimator import standardise
 
-from . import DATA
+from . import shipped_table
 
 NONE = -1
 """The label of a token that is in no cluster."""
@@ -274,4 +273,4 @@ def fingerprint(values: ndarray) -> str:
 def benchmark(name: Literal["clustering", "peeling"] = "clustering") -> dict:
     """What a benchmark wrote, as it ships: ``benchmarks/clustering.py``, the comparison of methods, or
     ``benchmarks/peeling.py``, time and memory for large tables."""
-    return json.loads((DATA / f"{name}_benchmark.json").read_text(encoding="utf-8"))
+    return shipped_table(f"{name}_benchmark")

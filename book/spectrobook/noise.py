@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from matplotlib.figure import Figure
 from numpy import ndarray
 
 from spectrolib.reading.marks import BLUE, PALETTE, VERMILION
 
-from . import DATA, show
+from . import show
 
 CURVES = {
     "covariance_plain": ("covariance, plain", BLUE, ":"),
@@ -25,16 +23,6 @@ CURVES = {
     "two_chain_quads": ("two-chain, teams", VERMILION, "-"),
 }
 """Estimators that are shown: their words, colour and line."""
-
-
-def shipped_benchmark() -> dict[str, Any]:
-    """The benchmark's report; ``python -m spectrobook efficiency`` makes it."""
-    return json.loads((DATA / "efficiency.json").read_text(encoding="utf-8"))
-
-
-def doubled(correlation: Float[ndarray, " n"] | float) -> Float[ndarray, " n"] | float:
-    """Reliability of a whole from the correlation of its two halves: 2r / (1 + r) (Spearman and Brown, 1910)."""
-    return 2 * correlation / (1 + correlation)
 
 
 def document_halves(

@@ -6,8 +6,6 @@ makes the file.
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,7 +19,7 @@ from numpy import ndarray
 from spectrolib.checks import causal
 from spectrolib.checks.intervals import Estimate
 
-from . import DATA, panels
+from . import panels
 from .figures import BLUE, VERMILION
 
 KINDS = {"resolved": BLUE, "paper": VERMILION}
@@ -55,12 +53,6 @@ TOGETHER = {
     "row length": "length of the row",
     "loss": "loss",
 }
-
-
-@functools.cache
-def table() -> dict:
-    """Everything that was measured."""
-    return json.loads((DATA / "causal.json").read_text())
 
 
 # Silence -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ how many bytes each has is enough.
 from __future__ import annotations
 
 import functools
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -94,12 +93,6 @@ def token_lengths(windows: Windows, model: LanguageModel) -> Int[ndarray, "windo
 
 
 # What ships ----------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def table() -> dict:
-    """Everything that is not of single tokens; ``python -m spectrobook real`` makes it."""
-    return json.loads((DATA / "real.json").read_text())
 
 
 @functools.cache

@@ -7,7 +7,6 @@ constants are fitted to the two smallest runs.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from spectrolib.model.shapes import PYTHIA, Shape
 from spectrolib.posterior import Settings
 from spectrolib.run.cost import Work, breakdown, operations
 
-from . import DATA
+from . import shipped_table
 
 
 def shape_named(name: str) -> Shape:
@@ -74,7 +73,7 @@ class Measured(NamedTuple):
 
 def timed(kind: str) -> list[Measured]:
     """The timed runs: ``processor`` (CPU seconds of one thread) or ``wall clock`` (with the start of processes)."""
-    runs = json.loads((DATA / "timings.json").read_text())[kind]["runs"]
+    runs = shipped_table("timings")[kind]["runs"]
     return [
         Measured(**run | {"windows": tuple(run["windows"]), "components": tuple(run["components"])}) for run in runs
     ]

@@ -5,13 +5,11 @@ The numbers ship: ``python -m spectrobook resolved`` makes them.
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from . import DATA, panels
+from . import panels
 from .figures import BLUE, VERMILION
 
 PAPER = "the paper's: covariance with the mean loss"
@@ -47,12 +45,6 @@ PANELS = {
     "neighbours": "neighbours\nkept",
     "within tokens": "agreement within\none token",
 }
-
-
-@functools.cache
-def table() -> dict:
-    """Everything that was measured of resolved rows."""
-    return json.loads((DATA / "resolved.json").read_text())
 
 
 def line(measured: Mapping, group: str, name: str) -> dict:

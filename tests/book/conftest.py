@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -22,3 +23,10 @@ def bytewise():
 def some_windows():
     """Eight shipped windows."""
     return bundled_windows("heldout").take(np.arange(0, 480, 60))
+
+
+@pytest.fixture(autouse=True)
+def closed_figures():
+    """No test leaves a figure open."""
+    yield
+    plt.close("all")

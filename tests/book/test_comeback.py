@@ -1,18 +1,9 @@
 """Nulls that keep what they should and nothing else; figures that show the numbers they are given."""
 
-import json
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from spectrobook import DATA, comeback
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+from spectrobook import comeback, shipped_table
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +46,7 @@ def test_counts_are_drawn_and_said():
 
 
 def test_the_ladder_shows_every_rung_that_has_a_kind():
-    ladder = json.loads((DATA / "resolved.json").read_text())["ladder"]
+    ladder = shipped_table("resolved")["ladder"]
     named = [rung for rung in ladder if comeback.kind_of_rung(rung["rows"])]
     assert {comeback.kind_of_rung(rung["rows"]) for rung in named} == set(comeback.MARKS)
     for ax, what in zip(comeback.ladder_figure(ladder).axes, ("neighbours", "come back"), strict=True):

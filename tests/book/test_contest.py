@@ -1,17 +1,10 @@
 """Trials on planted clouds against truth and bound; figures that show the shipped comparison as it is."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from spectrobook import clouds, contest
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

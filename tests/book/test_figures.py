@@ -40,7 +40,6 @@ def no_leftovers(monkeypatch):
     with plt.rc_context():
         figures.use_style()
         yield
-    plt.close("all")
 
 
 def line(name, **options):

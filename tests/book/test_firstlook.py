@@ -1,6 +1,5 @@
 """What the first chapter shows: the right tokens, and pictures that say what is true."""
 
-import json
 import re
 
 import matplotlib.pyplot as plt
@@ -8,17 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from spectrobook import DATA, firstlook, shipped, slider
+from spectrobook import firstlook, shipped, shipped_table, slider
 from spectrolib import load_model
 from spectrolib.exact import toys
 from spectrolib.model.loading import engine_of
 from spectrolib.text.corpus import bundled_windows
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 def test_what_closes_a_bracket():
@@ -106,7 +99,7 @@ def test_the_cut_finds_what_was_planted():
 
 
 def test_features_are_shown_beside_both_nulls():
-    matches = json.loads((DATA / "resolved.json").read_text())["matches"]
+    matches = shipped_table("resolved")["matches"]
     ax = plt.subplots()[1]
     shown = firstlook.draw_features(ax, matches)
     assert list(shown) == ["clusters", "shuffled among\nequal tokens", "shuffled"]

@@ -1,6 +1,5 @@
 """Rates and their chance on labels and features that are made up, so that both are known."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -47,7 +46,6 @@ def test_figures_show_the_rates(planted):
     (bars,) = fig.axes[1].containers
     assert bars.lines[0].get_xydata().tolist() == [[0.5, 1.0]]
     assert fig.axes[0].get_yticklabels()[0].get_fontweight() == "bold"
-    plt.close("all")
 
 
 def test_dictionaries_that_nobody_trained(bundled):

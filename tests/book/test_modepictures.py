@@ -1,6 +1,5 @@
 """Pictures of the exact world show the numbers that they are given."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -12,12 +11,6 @@ from spectrolib import modes
 @pytest.fixture(scope="module")
 def world() -> ExactWorld:
     return ExactWorld.of(3)
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def image(ax) -> np.ndarray:

@@ -1,24 +1,6 @@
 """What is shown of the efficiency benchmark: numbers and lines of a report that is planted, and of the shipped one."""
 
-import matplotlib.pyplot as plt
-import numpy as np
-import pytest
-
-from spectrobook import noise
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
-
-
-def test_two_halves_make_a_whole():
-    rng = np.random.default_rng(0)
-    signal, errors = rng.normal(size=100_000), rng.normal(size=(4, 100_000))
-    halves, wholes = signal + errors[:2], signal + (errors[::2] + errors[1::2]) / 2
-    found = noise.doubled(np.corrcoef(halves)[0, 1])
-    assert found == pytest.approx(np.corrcoef(wholes)[0, 1], abs=0.01)
+from spectrobook import noise, shipped_table
 
 
 def test_halves_share_no_document_and_every_domain():
@@ -58,7 +40,7 @@ def test_settings_show_every_cell_that_passed():
 
 
 def test_the_shipped_report_has_what_is_shown():
-    bench = noise.shipped_benchmark()
+    bench = shipped_table("efficiency")
     assert set(noise.CURVES) <= {row["estimator"] for row in bench["rows"]}
     assert len(noise.gain_rows(bench["gains"])) == 4
     noise.settings_figure(bench["grid"])

@@ -11,9 +11,7 @@ from spectrolib.checks.intervals import Estimate
 
 @pytest.fixture
 def ax():
-    fig, ax = plt.subplots()
-    yield ax
-    plt.close(fig)
+    return plt.subplots()[1]
 
 
 def test_points_stand_on_their_lines(ax):
@@ -38,4 +36,3 @@ def test_a_plot_has_a_panel_for_each_question():
     drawn = [[bars.lines[0].get_xydata().tolist() for bars in ax.containers] for ax in (left, right)]
     assert drawn == [[[[0.5, 0.0]], [[0.9, 1.0]]], [[[0.1, 0.0]], []]]
     assert (left.get_xlabel(), right.get_xlabel()) == ("first", "second")
-    plt.close(fig)

@@ -17,7 +17,6 @@ def style():
     with plt.rc_context():
         figures.use_style()
         yield
-    plt.close("all")
 
 
 def shown(labels):

@@ -2,11 +2,10 @@
 
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from spectrobook import predictions
+from spectrobook import predictions, shipped_table
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_agreement_is_read_above_chance():
 
 
 def test_what_ships_can_be_drawn():
-    measured = predictions.table()
+    measured = shipped_table("causal")
     figures = [
         predictions.silenced_figure(measured, list(predictions.ROWS), ("signed", "size")),
         predictions.steered_figure(measured),
@@ -97,4 +96,3 @@ def test_what_ships_can_be_drawn():
     pairs = measured["tilting"]["pairs"]
     drawn = sum(len(line.get_xdata()) for line in figures[3].axes[0].lines if line.get_linestyle() == "None")
     assert drawn == len(pairs)
-    plt.close("all")

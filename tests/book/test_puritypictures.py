@@ -1,20 +1,12 @@
 """Pictures of the planted language show the numbers that they are given."""
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 from matplotlib.colors import to_rgba
 
 from spectrobook import language as planted
 from spectrobook import purity
 from spectrobook import puritypictures as pictures
 from spectrolib.checks.intervals import Estimate
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def test_every_token_stands_on_the_colour_of_its_reason():

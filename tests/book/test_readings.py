@@ -1,17 +1,10 @@
 """Reading by hand and by rule: judged on the unread half alone, counts against loops, a gallery that keeps its word."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from spectrobook import readings, shipped, stable
 from spectrolib.clustering import Clustering
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

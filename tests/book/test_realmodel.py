@@ -1,10 +1,9 @@
 """The text that two models share, and what ships of it."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from spectrobook import realmodel
+from spectrobook import realmodel, shipped_table
 from spectrolib.text.runningtext import running_text
 
 
@@ -62,7 +61,7 @@ def test_components_stand_at_their_layers():
 
 
 def test_figures_show_the_table():
-    measured = realmodel.table()
+    measured = shipped_table("real")
     both = {"small": measured["bundled"], "large": measured["smollm2"]}
     fig = realmodel.gamma_figure(both, measured["settings"]["gammas"])
     drawn = {float(y) for line in fig.axes[1].lines for y in line.get_ydata()}
@@ -73,7 +72,6 @@ def test_figures_show_the_table():
     assert sum(len(line.get_xdata()) for line in fig.axes[1].lines) == len(measured["smollm2"]["components"])
     fig = realmodel.controls_figure(measured["controls"])
     assert len(fig.axes[0].containers) == len(measured["controls"])
-    plt.close("all")
 
 
 def test_overlap_is_the_best_jaccard_index():

@@ -1,16 +1,8 @@
 """Pictures of resolving power show the numbers that they are given."""
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 
 from spectrobook import resolvingpictures as pictures
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def test_channels_shows_means_and_chance():

@@ -1,6 +1,5 @@
 """The small cloud and its pictures: the walk against the exact solution, and panels that show what was computed."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
@@ -19,12 +18,6 @@ def cloud():
 @pytest.fixture(scope="module")
 def graph(cloud):
     return knn_graph(cloud.points, k=6, symmetrise="union")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def colours_of(ax) -> np.ndarray:
