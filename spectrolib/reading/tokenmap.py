@@ -5,8 +5,7 @@ near whom. So clusters are found on the vectors, and only shown here.
 
 The page loads nothing from other hosts. Tokens are raw text from files, some of it HTML and script: the page holds them
 as JSON without a single ``<``, its script puts them in as text and never as markup, and its policy lets no other script
-run. The text of a window is stored once; the context of a token is the tokens beside it. What there is one of for each
-token is deflated: the rows in five levels, the nearest tokens by how many lie nearer on the map.
+run. The text of a window is stored once; the context of a token is the tokens beside it. Rows are told in five levels.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import html
 import json
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
 
 COLOURS = len(FAMILIES)
 """Colours that are told apart with any colour vision. More groups than these share one grey."""
-STEPS = 8191
-"""Steps of the wider side of the map that places are told in."""
 NEAREST = 2
 """Nearest tokens of each that a page is given."""
 LEVEL = 1.6
@@ -287,29 +283,27 @@ def _tokens(text: RunningText, labels: ndarray, positions: ndarray, measured: _M
     pieces, piece = _numbered([text.pieces[row].decode("latin-1") for row in order])  # bytes, one a character
     domains, domain = _numbered(text.domain[order][starts])
     documents, document = _numbered(text.document[order][starts])
-    places = _quantised(positions[order])
-    x, y = places.T
+    x, y = _quantised(positions[order]).T
     return {
         "tokens": len(order),
         "row": "" if (order == np.arange(len(order))).all() else _packed(order),  # a token's number, as `near` takes it
-        "pieces": _deflated(json.dumps(pieces).encode()),
+        "pieces": pieces,
         "domains": domains,
-        "documents": _deflated(json.dumps(documents).encode()),
+        "documents": documents,
         "starts": starts.tolist(),
         "domain": domain.tolist(),
         "document": document.tolist(),
-        "steps": STEPS,
         "x": _packed(x),
         "y": _packed(y),
         "piece": _packed(piece),
         "label": _packed(labels[order] + 1),  # 0: in no cluster
         "family": _packed(np.array([FAMILIES.index(family) for family in text.families()[order]])),
-        **_shown(measured, order, places),
+        **_shown(measured, order),
     }
 
 
-def _shown(measured: _Measured, order: Int[ndarray, " n"], places: Int[ndarray, "n 2"]) -> dict:
-    """Losses in tenths of a nat, rows in five levels, nearest tokens by their rank on the map: what is known."""
+def _shown(measured: _Measured, order: Int[ndarray, " n"]) -> dict:
+    """Losses in tenths of a nat, rows in five levels, nearest tokens: what is known."""
     found = {}
     if measured.loss is not None:
         tenths = np.rint(10 * np.clip(np.nan_to_num(measured.loss[order]), 0, 25.5))
@@ -321,8 +315,7 @@ def _shown(measured: _Measured, order: Int[ndarray, " n"], places: Int[ndarray, 
     if measured.near is not None:
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        near = place[measured.near[order]]
-        found["near"] = [_packed(map_ranks(places, other)) for other in near.T]
+        found["near"] = [_packed(other) for other in place[measured.near[order]].T]
     return found
 
 
@@ -331,23 +324,7 @@ def _levels(rows: Float[ndarray, "n components"], step: float) -> str:
     levels = np.clip(np.rint(rows / step), -2, 2).astype(np.int64) + 2
     levels = np.pad(levels, ((0, 0), (0, -levels.shape[1] % 3)))
     threes = levels[:, ::3] + 5 * levels[:, 1::3] + 25 * levels[:, 2::3]
-    return _deflated(threes.T.astype(np.uint8).tobytes())
-
-
-def map_ranks(places: Int[ndarray, "n 2"], other: Int[ndarray, " n"]) -> Int[ndarray, " n"]:
-    """How many tokens, itself among them, lie nearer on the map than a given other one; of equally near ones, those
-    before it. A token that is near by its row is near on the map mostly, so that these are small numbers."""
-    from scipy.spatial import cKDTree
-
-    tree = cKDTree(places)
-    square = ((places - places[other]) ** 2).sum(axis=1)
-    within = lambda squares: np.sqrt(np.maximum(squares, 0))  # noqa: E731
-    ranks = np.where(square > 0, tree.query_ball_point(places, within(square - 0.5), return_length=True), 0)
-    alike = tree.query_ball_point(places, within(square + 0.5), return_length=True) - ranks
-    for row in np.flatnonzero(alike > 1):
-        before = places[: other[row]] - places[row]
-        ranks[row] += ((before**2).sum(axis=1) == square[row]).sum()
-    return ranks
+    return _packed(threes.T.ravel())
 
 
 def _clusters(clustering: Clustering, positions: ndarray, cards: Iterable[Card]) -> dict:
@@ -389,26 +366,16 @@ def _numbered(values: Iterable) -> tuple[list[str], Int[ndarray, " n"]]:
 
 
 def _quantised(positions: Float[ndarray, "n 2"]) -> Int[ndarray, "n 2"]:
-    """Positions in `STEPS` of the wider side; both axes on one scale, each centred."""
+    """Positions in steps of 1/65535 of the wider side; both axes on one scale, each centred."""
     low, high = positions.min(axis=0), positions.max(axis=0)
     wide = (high - low).max() or 1.0
-    return np.rint(((positions - (low + high) / 2) / wide + 0.5) * STEPS).astype(np.int64)
+    return np.rint(((positions - (low + high) / 2) / wide + 0.5) * 65535).astype(np.int64)
 
 
 def _packed(values: Int[ndarray, " n"]) -> str:
-    """Whole numbers, deflated: the lowest byte of all of them, then the next, as many as the largest needs."""
-    width = max(1, (int(values.max(initial=0)).bit_length() + 7) // 8)
-    return _deflated(values.astype("<u8").view(np.uint8).reshape(-1, 8).T[:width].tobytes())
-
-
-def _deflated(content: bytes) -> str:
-    """A raw deflate stream (RFC 1951), the shorter of coding bytes alone and of finding repeated stretches, in base 85
-    (RFC 1924, with a comma for the sign that would begin a tag)."""
-    packed = []
-    for strategy in (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY):
-        packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, strategy)
-        packed.append(packer.compress(content) + packer.flush())
-    return base64.b85encode(min(packed, key=len)).decode().replace("<", ",")
+    """Whole numbers as base64 of one, two or four bytes each, as few as do; the page sees which by the length."""
+    kind = next(kind for kind in ("<u1", "<u2", "<u4") if values.max(initial=0) <= np.iinfo(kind).max)
+    return base64.b64encode(values.astype(kind).tobytes()).decode()
 
 
 def _middles(positions: ndarray, labels: ndarray, count: int) -> Float[ndarray, "clusters 2"]:
