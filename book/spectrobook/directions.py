@@ -30,8 +30,9 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from spectrolib.model.components import check_component, weight_count
+from spectrolib.model.components import blocks, check_component, gather, weight_count
 from spectrolib.model.engine import Engine, groups, one_thread
+from spectrolib.model.gradients import mean_gradient
 from spectrolib.model.loading import engine_of
 from spectrolib.posterior import stable_seed
 from spectrolib.run.plan import Plan
@@ -105,11 +106,8 @@ def slopes(
 
 def mean_gradients(engine: Engine, windows, components: Sequence[str]) -> dict[str, Float[Tensor, " parameters"]]:
     """∇L at w* for each component, L the mean loss over all tokens of the windows."""
-    rows, found = np.arange(len(engine.ids(windows))), {}
-    for names in groups(components):
-        group = engine.group(names)
-        found |= zip(names, group.gradients(group.start, group.cache(windows), rows)[1], strict=True)
-    return {name: found[name] for name in components}
+    whole = mean_gradient(engine, windows)
+    return {name: gather(whole, blocks(name, engine.shape, tuple(whole))) for name in components}
 
 
 def random_directions(

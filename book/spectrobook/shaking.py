@@ -15,7 +15,7 @@ linear in s. ∇L at w* is that of all the text; how it changes with δ is taken
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +24,11 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from spectrolib.model.components import FULL, blocks, gather, split, weight_count
+from spectrolib.model.components import weight_count
 from spectrolib.model.engine import Engine, Group
 from spectrolib.posterior import stable_seed
 
-from .directions import REACH, mean_gradients
+from .directions import REACH
 
 
 class Shaken(NamedTuple):
@@ -134,16 +134,6 @@ def spread(halves: Float[ndarray, "2 tokens"]) -> float:
     that is negative by chance."""
     one, other = halves - halves.mean(axis=1, keepdims=True)
     return float(np.sqrt(max(float((one * other).mean()), 0.0))) or float("nan")
-
-
-def all_gradients(engine: Engine, windows, components: Sequence[str]) -> dict[str, Float[Tensor, " parameters"]]:
-    """∇L at w* of each component, as `directions.mean_gradients` gives it, by one pass over the text for all."""
-    parameters = tuple(engine.weights)
-    flat = mean_gradients(engine, windows, [FULL])[FULL]
-    owned = blocks(FULL, engine.shape, parameters)
-    pieces = split(flat, [block.of(engine.weights).shape for block in owned])
-    whole = {block.parameter: piece for block, piece in zip(owned, pieces, strict=True)}
-    return {name: gather(whole, blocks(name, engine.shape, parameters)) for name in components}
 
 
 class Widths(NamedTuple):

@@ -73,6 +73,12 @@ def gradients(reference, engine, name, text):
     return torch.autograd.functional.jacobian(losses, gather(reference.weights, own)).numpy()
 
 
+def test_the_mean_gradient_is_that_of_a_second_implementation(reference, engine, tiny_windows):
+    for name, found in directions.mean_gradients(engine, tiny_windows, ["embed", "l0h2", "l1 mlp"]).items():
+        expected = gradients(reference, engine, name, tiny_windows).mean(axis=0)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max() + 1e-7)
+
+
 def second_moment_error(kernel, count):
     """Root mean square Frobenius error of (1/n) Σ z zᵀ over n draws of z ~ N(0, K): √((tr² K + |K|²) / n)."""
     return np.sqrt((np.trace(kernel) ** 2 + np.linalg.norm(kernel) ** 2) / count)
