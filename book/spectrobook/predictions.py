@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from numpy import ndarray
 
 from spectrolib.checks import causal
-from spectrolib.checks.intervals import Estimate
+from spectrolib.checks.intervals import Estimate, proportion
 
 from . import panels
 from .figures import BLUE, VERMILION
@@ -125,7 +125,7 @@ def line(
     of = [np.flatnonzero(clusters == c) for c in range(clusters.max() + 1)]
     ratios = [np.median((seen / said)[np.concatenate([of[c] for c in some])]) for some in drawn]
     return Line(
-        causal.mean_of((said * seen > 0).astype(float), clusters, seed),
+        proportion(said * seen > 0, clusters),
         causal.rank_correlation(said, seen, clusters, seed),
         Estimate(float(np.median(seen / said)), *map(float, np.quantile(ratios, [0.025, 0.975]))),
     )

@@ -34,7 +34,7 @@ from spectrolib.run.store import save_json
 
 from .. import DATA, directions, shipped
 
-STEERED, TEXT = 24, 16
+STEERED, TEXT = 80, 16
 """Clusters of each kind that are steered towards; windows of the text that they are tilted from."""
 TILTED, COMPONENTS, MOST = 6, 3, 4
 """Clusters of each kind that text is tilted towards, components of each, and windows that hold the members at most."""
