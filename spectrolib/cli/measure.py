@@ -207,8 +207,12 @@ def _texts_like(
 
 
 def _local_or_hub(source: str) -> tuple[str, str]:
-    """A source of windows as one given with --text, or with --data."""
-    return (source, "") if Path(source).is_absolute() or Path(source).exists() else ("", source)
+    """A source of windows as one given with --text, or with --data, where a local folder has its column behind it."""
+    from ..text.corpus import hub_source
+
+    place = hub_source(source)[0]
+    text = Path(source).exists() or (Path(source).is_absolute() and place == source)
+    return (source, "") if text else ("", source)
 
 
 def _most_documents(recipe: PastRun | None, constants: Profile) -> dict[str, int]:
@@ -230,7 +234,7 @@ def texts_for(
     Args:
         most: documents to take, by data set; all by default.
     """
-    from ..text.corpus import hub_documents, local_documents
+    from ..text.corpus import hub_documents, local_documents, settled_source
     from ..text.overlap import Remembered
 
     found = {}
@@ -241,7 +245,7 @@ def texts_for(
         if local and hub:
             raise ValueError(f"give {names}, not both")
         if local or hub:
-            place = str(Path(local).resolve()) if local else hub  # the same from any working directory
+            place = str(Path(local).resolve()) if local else settled_source(hub)
             documents = local_documents(local) if local else hub_documents(hub, limit=(most or {}).get(hub))
             found[role] = (Remembered(documents), place)
     return found

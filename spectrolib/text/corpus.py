@@ -188,10 +188,12 @@ def hub_documents(
     known = (
         "give the name of a public data set of the hub, such as 'NeelNanda/pile-10k', or a local folder in its format"
     )
-    with asking_hub(f"data set {str(name)!r}, split {split!r}", known, local=Path(place).exists()):
+    local = Path(place).exists()
+    with asking_hub(f"data set {str(name)!r}, split {split!r}", known, local=local):
         rows = datasets.load_dataset(place, subset, split=split, streaming=True)
-    default = domain or PurePosixPath(place).name.removeprefix("pile-")
-    documents = (_document(row, f"{place}/{split}:{n}", default, column) for n, row in enumerate(rows))
+    called = Path(place).resolve().name if local else place  # the same wherever a folder lies: windows depend on it
+    default = domain or PurePosixPath(called).name.removeprefix("pile-")
+    documents = (_document(row, f"{called}/{split}:{n}", default, column) for n, row in enumerate(rows))
     return _first(documents, limit)
 
 
@@ -202,6 +204,17 @@ def hub_source(name: str | Path) -> tuple[str, str | None, str]:
     """
     parts = re.fullmatch(r"(.+?)(?:\[([^\]]+)\])?(?::([\w.-]+))?", str(name), re.DOTALL)
     return (parts[1], parts[2], parts[3] or "text") if parts else (str(name), None, "text")
+
+
+def settled_source(name: str | Path) -> str:
+    """A data set's name that means the same from any working directory: that of a local folder whole, and its column.
+
+    A column is always named, so that it is told from the folder as text.
+    """
+    place, subset, column = hub_source(name)
+    if not Path(place).exists():
+        return str(name)
+    return f"{Path(place).resolve()}{f'[{subset}]' if subset else ''}:{column}"
 
 
 def _first(documents: Iterator[Document], limit: int | None) -> Iterator[Document]:

@@ -275,6 +275,49 @@ def test_like_refuses_what_has_changed(measured, text, folder, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
+def rows_of_text(place, text):
+    """A folder in the hub's format: the documents of a folder of text, under another column than usual."""
+    place.mkdir()
+    rows = [json.dumps({"contents": book.read_text(), "domain": book.parent.name}) for book in text.glob("*/*.txt")]
+    (place / "train.jsonl").write_text("\n".join(rows) + "\n")
+    return place
+
+
+def test_like_reads_a_local_data_set_again(folder, text, small, tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    place = rows_of_text(tmp_path / "set", text)
+    monkeypatch.chdir(tmp_path)
+    own = ("--components", "l0h0", "--draws", 2, "--chains", 2, "--workers", 1)
+    code, _, error = spectro("measure", "--model", folder, "--data", "set:contents", "--out", "first", *own)
+    assert code == 0, error
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, error = spectro("measure", "--like", tmp_path / "first", "--out", "again", "--workers", 1)
+    assert code == 0, error
+    assert open_result(tmp_path / "first").identical(open_result("again"))
+    place.rename(tmp_path / "moved")
+    message = refused("measure", "--like", tmp_path / "first", "--out", "third")
+    assert "set:contents" in message and "no such folder is here" in message
+
+
+def test_like_asks_the_hub_for_the_data_set_again(folder, text, small, tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    place, load, asked = rows_of_text(tmp_path / "set", text), datasets.load_dataset, []
+
+    def hub(name, subset=None, **options):
+        asked.append((name, subset))
+        return load(str(place), **options)
+
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy")  # so that nothing is asked whether the hub answers
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    own = ("--components", "l0h0", "--draws", 2, "--chains", 2, "--data", "owner/name[part]:contents", "--workers", 1)
+    code, _, error = spectro("measure", "--model", folder, *own, "--out", tmp_path / "first")
+    assert code == 0, error
+    assert spectro("measure", "--like", tmp_path / "first", "--out", tmp_path / "again", "--workers", 1)[0] == 0
+    assert asked == [("owner/name", "part")] * 2
+    assert open_result(tmp_path / "first").identical(open_result(tmp_path / "again"))
+
+
 def test_text_that_stands_in_both_places_is_noticed(folder, text, small, tmp_path):
     run = ("measure", "--model", folder, "--out", tmp_path / "run", "--dry-run", "--length", 40)
     (tmp_path / "probe").mkdir()

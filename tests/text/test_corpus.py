@@ -403,6 +403,15 @@ def test_names_of_data_sets_may_say_subset_and_column(name, parts):
     assert corpus.hub_source(name) == parts
 
 
+def test_names_of_local_data_sets_hold_from_any_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert corpus.settled_source("set") == f"{tmp_path}/set:text"
+    assert corpus.settled_source("./set[part]:body") == f"{tmp_path}/set[part]:body"
+    assert corpus.hub_source(corpus.settled_source("set[part]")) == (f"{tmp_path}/set", "part", "text")
+    assert corpus.settled_source("owner/name[part]") == "owner/name[part]"
+
+
 def test_hub_rows_from_another_column(tmp_path):
     pytest.importorskip("datasets")
     folder = tmp_path / "dsir"
