@@ -402,7 +402,7 @@ def stable_clusters(
             raise ValueError(f"{name} must lie above 0 and be at most 1, got {value}")
     if not 0 <= quiet < math.inf:
         raise ValueError(f"quiet must be a number of at least 0, got {quiet}")
-    length = np.sqrt((rows.astype(np.float64) ** 2).sum(axis=1))
+    length = np.concatenate([np.sqrt((part.astype(np.float64) ** 2).sum(axis=1)) for part in _stretches(rows)])
     loud = np.flatnonzero(length > quiet * np.sqrt((length**2).mean()))
     if len(loud) <= k:
         raise ValueError(f"{len(loud)} rows are long enough to be compared, and each needs {k} others")
@@ -425,6 +425,11 @@ def stable_clusters(
                 raise
     agreed = _agreement([one.labels for one in found], least, min_size)
     return replace(_published(agreed, found, loud, len(rows)), finished=len(found) == repeats)
+
+
+def _stretches(rows: Float[ndarray, "n d"], most: int = 4096) -> Iterator[Float[ndarray, "m d"]]:
+    """The rows, some at a time: float64 copies of all would take four times their memory."""
+    return (rows[begin : begin + most] for begin in range(0, max(1, len(rows)), most))
 
 
 def _repetition(rows: Float[ndarray, "n d"], k: int, options: Mapping) -> Clustering:
@@ -471,9 +476,11 @@ def _ctrl_c_held() -> Iterator[None]:
 def _one_of_many() -> None:
     """A process of several uses one core, and leaves it to its parent what Ctrl-C means."""
     import faiss
+    import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faiss.omp_set_num_threads(1)
+    torch.set_num_threads(1)
 
 
 def _from_file(run, file: Path, some: Int[ndarray, " channels"]) -> Clustering:

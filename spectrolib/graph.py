@@ -5,9 +5,9 @@ k nearest ones itself. The *union* graph keeps a pair that either end asks for, 
 The paper uses k = 45 [S]; which of the two graphs it cuts is unknown to us, and the choice changes conductance
 drastically: in the union graph a set of n < k tokens has at least (k + 1 - n)/k of each member's own pairs outside it.
 
-Neighbours are found in float32 (faiss) and re-ranked in float64, ties by index. For exact search a bound on the
-rounding errors of float32 tells which rows could still be wrong, and those are searched again in float64: the result
-is a function of the vectors alone, whatever the number of threads.
+Neighbours are found in float32 (by faiss, or for wide rows by matrix products) and re-ranked in float64, ties by
+index. For exact search a bound on the rounding errors of float32 tells which rows could still be wrong, and those are
+searched again in float64: the result is a function of the vectors alone, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from scipy.sparse import csr_array
 Symmetrise = Literal["union", "mutual"]
 Metric = Literal["euclidean", "cosine"]
 
-EXACT_UP_TO = 100_000
+EXACT_UP_TO = 2**17
 """Up to so many vectors every pair is compared; beyond, an inverted file is searched (recall about 0.999)."""
 SPARE = 16
 """Candidates beyond k that are ranked again in float64."""
+WIDE = 128
+"""Rows of at least so many channels are compared by matrix products: 2.5 times as fast as faiss at 341, 4 at 1,365."""
 LEAST_WEIGHT = 1e-6
 """Smallest weight of a pair in a weighted graph."""
 PROBES = 64
@@ -182,7 +184,8 @@ def _centred(rows: Float[ndarray, "n d"]) -> tuple[Float[ndarray, "n d"], float]
     """Rows around their mean, in units of their largest entry: what float32 holds best. And that unit."""
     centred = rows - rows.mean(axis=0)
     size = float(np.abs(centred).max()) or 1.0
-    return centred / size, size
+    centred /= size
+    return centred, size
 
 
 def _search(points: ndarray, wanted: int, exact: bool, seed: int) -> tuple[ndarray, ndarray]:
@@ -193,6 +196,8 @@ def _search(points: ndarray, wanted: int, exact: bool, seed: int) -> tuple[ndarr
     import faiss
 
     n, d = points.shape
+    if exact and d >= WIDE:
+        return _search_wide(points, wanted)
     index: faiss.Index
     if exact:
         index = faiss.IndexFlatL2(d)
@@ -207,12 +212,28 @@ def _search(points: ndarray, wanted: int, exact: bool, seed: int) -> tuple[ndarr
     return distances[:, -1].astype(np.float64), numbers
 
 
+def _search_wide(points: ndarray, wanted: int) -> tuple[ndarray, ndarray]:
+    """`_search` of every pair, by |x - y|² = |x|² + |y|² - 2 x·y."""
+    import torch
+
+    x = torch.from_numpy(points)
+    norms = x.double().square_().sum(dim=1).float()
+    farthest, numbers = np.empty(len(x)), np.empty((len(x), wanted), dtype=np.int64)
+    count = max(1, 2**24 // len(x))  # rows at a time: 64 MB of distances
+    for block in (slice(begin, begin + count) for begin in range(0, len(x), count)):
+        found, which = torch.addmm(norms, x[block], x.T, alpha=-2).topk(wanted, dim=1, largest=False)
+        farthest[block], numbers[block] = found[:, -1].double() + norms[block], which
+    return farthest, numbers
+
+
 def _squared(rows: ndarray, which: ndarray, numbers: Int[ndarray, "which c"]) -> Float[ndarray, "which c"]:
     """Squared distances in float64, from ``rows[which]`` to the rows of those numbers."""
     squared = np.empty(numbers.shape)
-    for begin in range(0, len(which), 1024):
-        block = slice(begin, begin + 1024)
-        difference = rows[numbers[block]] - rows[which[block], None]
+    count = max(1, 2**19 // max(1, numbers.shape[1] * rows.shape[1]))  # rows at a time: 4 MB stay in the cache
+    for begin in range(0, len(which), count):
+        block = slice(begin, begin + count)
+        difference = rows[numbers[block]]
+        difference -= rows[which[block], None]
         squared[block] = np.einsum("ijd,ijd->ij", difference, difference)
     return squared
 

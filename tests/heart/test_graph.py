@@ -32,6 +32,7 @@ def test_exact_search_is_brute_force(vectors):
     np.testing.assert_array_equal(graph.nearest(vectors[:400], k=20).indices, indices)
 
 
+@pytest.mark.parametrize("wide", [graph.WIDE, 1])
 @pytest.mark.parametrize(
     "hard",
     [
@@ -45,7 +46,9 @@ def test_exact_search_is_brute_force(vectors):
         pytest.param(lambda x: x[:31], id="k = n - 1"),
     ],
 )
-def test_hard_cases_are_exact_and_ties_go_by_index(vectors, hard):
+def test_hard_cases_are_exact_and_ties_go_by_index(vectors, hard, wide, monkeypatch):
+    """By faiss, and by matrix products."""
+    monkeypatch.setattr(graph, "WIDE", wide)
     rows = hard(vectors[:300])
     indices, distances = brute(rows, 30)
     near = graph.nearest(rows, k=30)
@@ -113,9 +116,9 @@ def test_weights_adapt_to_density(vectors):
     assert np.isfinite(copies.data).all()
 
 
-@pytest.mark.parametrize("exact", [True, False])
-def test_the_same_for_any_number_of_threads(exact):
-    vectors = np.random.default_rng(0).standard_t(4, (3000, 24)).round(2)
+@pytest.mark.parametrize(("exact", "channels"), [(True, 24), (False, 24), (True, graph.WIDE)])
+def test_the_same_for_any_number_of_threads(exact, channels):
+    vectors = np.random.default_rng(0).standard_t(4, (3000, channels)).round(2)
     tables = []
     for threads in (1, 3):
         with threadpool_limits(limits=threads):
