@@ -31,6 +31,7 @@ def write_pages(app, exception):
         app.outdir,
         "real-",
         (realmodel.tokens(), realmodel.clusters(), realmodel.arrays()["layout"], by_responses(realmodel.cards())),
+        near=realmodel.nearest(),
         whose=f"the measurement of {realmodel.NAME}",
         chapter=("Chapter: A real model", "book/real-model.html"),
         note=" Groups go by the strongest responses that each card names: the rows of this model do not ship.",

@@ -144,6 +144,11 @@ def cards() -> tuple[Card, ...]:
         return tuple(open_cards(folder))
 
 
+def nearest() -> Int[ndarray, "tokens k"]:
+    """The nearest tokens of each by its row, the nearest first."""
+    return arrays()["near"].astype(np.int64)
+
+
 # Figures and the gallery ---------------------------------------------------------------------------------------------
 
 KINDS = {"attention": ("o", BLUE), "MLP": ("s", VERMILION), "embedding, unembedding": ("D", PALETTE[2])}

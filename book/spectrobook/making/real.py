@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
+from spectrolib import graph
 from spectrolib.clustering import Clustering, stable_clusters
 from spectrolib.model.components import Component, names
 from spectrolib.model.engine import one_thread
@@ -39,7 +40,7 @@ from .. import robustness
 from ..realmodel import EVERY, SAMPLING, reread, shared_windows, token_lengths
 from . import resolved
 from .controls import shuffled
-from .resolved import MIN_SIZE, REPEATS, K
+from .resolved import MIN_SIZE, NEAREST, REPEATS, K
 
 SHUFFLED = 20
 """Windows that the model with shuffled weights reads."""
@@ -272,7 +273,9 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
     table["cards"] = {"confident": sum(card.rule is not None and card.rule.confident for card in cards)}
     table["gallery"] = gallery(cards, results["smollm2"])
     arrays["cards"] = np.frombuffer(save_cards(cards, folder).read_bytes(), dtype=np.uint8)
-    arrays["layout"] = tokenmap.layout(resolved.unit(rows_of(results["smollm2"])), k=K).astype(np.float16)
+    rows = resolved.unit(rows_of(results["smollm2"]))
+    arrays["layout"] = tokenmap.layout(rows, k=K).astype(np.float16)
+    arrays["near"] = graph.nearest(rows, NEAREST).indices.astype(np.uint16)
     return table, arrays
 
 

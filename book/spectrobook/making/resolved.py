@@ -44,6 +44,8 @@ from .controls import initial, shuffled
 
 K, MIN_SIZE, REPEATS = 15, 10, 10
 """Neighbours, tokens of the smallest cluster, and repetitions, in all of the tables."""
+NEAREST = 2
+"""Tokens that the map names beside each."""
 EVERY = 8
 """One of so many probe windows is read by sampling."""
 PROSE = ("docstrings", "latex", "licences", "readme", "translations")
@@ -451,14 +453,14 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
     return table, arrays | shown(folder, of("first"))
 
 
-def shown(folder: Path, first, nearest: int = 2) -> dict[str, ndarray]:
+def shown(folder: Path, first) -> dict[str, ndarray]:
     """What map and catalogue show of tokens and clusters besides: length of rows, layout, nearest tokens, cards."""
     rows = rows_of(first)
     cards = save_cards(open_cards(folder / "first"), folder / "tables")  # without the name of the folder
     return {
         "length": np.linalg.norm(rows, axis=1).astype(np.float32),
         "layout": tokenmap.layout(unit(rows), k=K).astype(np.float16),
-        "near": graph.nearest(unit(rows), nearest).indices.astype(np.uint16),
+        "near": graph.nearest(unit(rows), NEAREST).indices.astype(np.uint16),
         "cards": np.frombuffer(cards.read_bytes(), dtype=np.uint8),
     }
 
