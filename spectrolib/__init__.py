@@ -2,18 +2,21 @@
 
 The seven files of this folder are the method itself: `posterior` samples, `estimator` turns draws into
 susceptibilities, `modes` decomposes them, and `graph`, `pagerank`, `peeling` and `clustering` cut tokens into clusters.
-They import nothing but each other and libraries. Everything else lies in a wing:
+They import nothing but each other and other packages. Everything else lies in a subpackage, called a wing:
 
     text          documents, token windows, what can be said of a token from its text
     model         shapes, components, the engine that moves one component at a time, loading
     exact         worlds small enough for exact answers: truth to test against
-    checks        are chains in order, how certain is a number
+    checks        whether chains have mixed, how certain a number is, whether a prediction holds
     run           plans, tasks, workers, run folders, results
     reading       cards, rules, catalogue and map of clusters
     dictionaries  sparse autoencoders, and how clusters match their features
     cli           the command `spectro`
 
 The public names below are imported when they are first used.
+
+Docstrings tag what is said of the paper, as the book's page "From the paper to the code" does: [V] verified in a
+primary source, [S] stated by one careful secondary source, [D] derived here, [I] inferred by us, [U] unknown.
 """
 
 from importlib import import_module

@@ -1,13 +1,18 @@
 """Clusters by conductance: a walk from a seed, the best cut of its sweep, and the peeling of a whole graph.
 
-Known of the paper's algorithm [S]: personalised PageRank at alpha = 0.001 and tolerance 1e-7, a main-body threshold of
-0.99, clusters of 20 tokens or more, an end when less than 0.1 % is left; the score is conductance [V]. How these fit
-together is our completion [I], and each open choice is an option of `conductance_clusters`.
+*Peeling* repeats three steps. A random walk from a seed token spreads over the graph (personalised PageRank). Tokens
+are ordered by how much the walk favours them, and the prefix of least conductance is cut (a sweep). If that prefix is a
+cluster, it is removed from the graph.
 
-Two methods. ``literal`` is the algorithm as we complete it, seed by seed, with the push at its full tolerance. ``fast``
-looks at small scales first and goes on only while the best cut lies at the end of the sweep; it tries fewer seeds, the
-most promising first. `certify` compares what was found with exact solutions; walks and sweeps are in
-`spectrolib.pagerank`.
+Known of the paper's algorithm [S]: personalised PageRank at alpha = 0.001 and tolerance 1e-7, a main-body threshold of
+0.99, clusters of 20 tokens or more, an end when less than 0.1 % of the tokens is left. The score is conductance [V].
+How these fit together is our completion [I], and each open choice is an option of `conductance_clusters`. Tags: [V]
+verified in a primary source, [S] from a careful secondary source, [I] inferred by us.
+
+There are two methods. ``literal`` is the algorithm as we complete it, with the push of every seed at its full
+tolerance. ``fast`` looks at small scales first and stops at the first cut that two scales agree on; it tries fewer
+seeds, the most promising first. `certify` compares what was found with exact solutions. `stable_clusters` repeats the
+search with parts of the data and keeps the clusters that come back. Walks and sweeps are in `spectrolib.pagerank`.
 """
 
 from __future__ import annotations
@@ -55,7 +60,7 @@ CLUSTER, MAIN_BODY, SMALL, ISOLATED, UNVISITED, FLEETING, QUIET = WHY = (
 )
 """What can become of a token (`Clustering.why`)."""
 OPTIONAL = ("share", "support")
-"""Fields that only clusters of several repetitions have."""
+"""Fields of a `Clustering` that only `stable_clusters` fills."""
 STOP = 0.001
 """The paper's: a search ends when fewer than this part of the tokens could still be seeds."""
 LARGEST = 1000
@@ -64,28 +69,41 @@ LARGEST = 1000
 
 @dataclass(frozen=True)
 class Clustering:
-    """Clusters, numbered from the largest down (ties: the one found first), and what became of every other token."""
+    """Clusters of tokens, and for every other token why it is in none.
+
+    Clusters are numbered from the largest down; of two that are equally large, the one found first comes first.
+    """
 
     labels: Int[ndarray, " n"]
     """Cluster of each token, -1 for none."""
     conductance: Float[ndarray, " clusters"]
-    """In what was left of the graph when the cluster was found."""
+    """Conductance of each cluster in what was left of the graph when it was found; of `stable_clusters` the mean over
+    the repetitions in which it came back."""
     seeds: Int[ndarray, " clusters"]
     """The token whose walk found it."""
     sizes: Int[ndarray, " clusters"]
     order: Int[ndarray, " clusters"]
     """How many clusters were found before it."""
     why: ndarray
-    """(n,) text: "cluster"; "main body" (a seed whose cut is no cluster, or near such a seed); "small" (the same, for a
-    cut below min_size); "isolated" (no neighbour left); "unvisited" (none of these: the search ended before). Of
-    `stable_clusters` also "fleeting" (in clusters that do not come back) and "quiet" (a row too short to compare)."""
+    """(n,) text, what became of each token:
+
+    - "cluster": it is in a cluster;
+    - "main body": it was tried as a seed and its cut was no cluster, or it lies next to such a seed;
+    - "small": the same, with a cut of fewer than ``min_size`` tokens;
+    - "isolated": it has no neighbour left;
+    - "unvisited": none of these, since the search ended before;
+    - "fleeting" (`stable_clusters` only): it is most often in a cluster, but in none that comes back;
+    - "quiet" (`stable_clusters` only): its row is too short to be compared.
+    """
     seeds_tried: int
+    """How many walks were run."""
     finished: bool = True
-    """False if Ctrl-C ended the search: the clusters are sound, others may be missing."""
+    """False if Ctrl-C ended the search early: the clusters are valid, but others may be missing."""
     share: Float[ndarray, " clusters"] | None = None
     """Share of the repetitions in which each cluster came back (`stable_clusters`); None without repetitions."""
     support: Float[ndarray, " n"] | None = None
-    """Share of the repetitions in which each token was in its cluster; None without repetitions."""
+    """Share of the repetitions in which each token was in the match of its cluster, 0 outside clusters; None without
+    repetitions."""
 
     @property
     def main_body(self) -> Bool[ndarray, " n"]:
@@ -98,7 +116,7 @@ class Clustering:
         return float((self.labels >= 0).mean())
 
     def left(self) -> dict[str, int]:
-        """How many tokens are in no cluster, by what became of them."""
+        """How many tokens are in no cluster, by the reason in ``why``."""
         able = WHY[1:] if self.share is not None else [why for why in WHY[1:] if why not in (FLEETING, QUIET)]
         return {why: int((self.why == why).sum()) for why in able}
 
@@ -123,43 +141,47 @@ def conductance_clusters(
     barrier: float = Options.barrier,
     progress: bool = False,
 ) -> Clustering:
-    """Peel a graph: find the best cut around one seed after another, and take away each that is a cluster.
+    """Peel a graph: find the best cut around one seed after another, and remove it from the graph if it is a cluster.
 
     Args:
         graph: (n, n) symmetric weights, as from `spectrolib.graph.knn_graph`.
         alpha: teleport probability of the lazy walk; 0.001 [S], read as lazy [I].
-        tol: the residual of a push ends below tol x degree; 1e-7 [S]. For ``fast`` the finest tolerance it may reach.
-        main_body: a cut that covers this part of what is alive, or of all prefixes that count, is no cluster: its seed
-            belongs to the main body. 0.99 [S]; what it is 0.99 of is ours [I], see `spectrolib.peeling.judge`.
+        tol: a push ends when its residual is below tol x degree; 1e-7 [S]. For ``fast``, the smallest tolerance that it
+            may use.
+        main_body: a cut that holds this part of the tokens that are left, or of the longest prefix that counts, is no
+            cluster: its seed belongs to the main body. 0.99 [S]; what the 0.99 refers to is our choice [I], see
+            `spectrolib.peeling.judge`.
         min_size: a cut of fewer tokens is small, not a cluster; 20 [S].
-        stop: end when fewer than this part of the tokens could still be seeds; 0.001 [S].
+        stop: end when fewer than this part of all tokens could still be seeds; 0.001 [S].
         seed: of the random order of seeds.
         method: "literal" or "fast"; see below.
-        seed_choice: "random": unassigned tokens in random order [I]. "neighbourhood": those whose neighbourhood has the
-            least conductance first (good seeds by Gleich and Seshadhri, 2012). Or a list of tokens to try. None:
+        seed_choice: "random" tries tokens in random order [I]. "neighbourhood" tries tokens by rising conductance of
+            their neighbourhood (these are good seeds: Gleich and Seshadhri, 2012). Or a list of tokens to try. None:
             "neighbourhood" for "fast", "random" for "literal".
         half_volume: only prefixes with at most half of the volume that is left count [I].
-        max_size: the longest prefix that counts [I]. None: 1000, but at most a quarter of all tokens. The number of
-            tokens sets no limit.
-        barrier: after its best cut the profile of a sweep must rise by this factor, or the cut is no cluster [I]. Where
-            no set stands out the profile keeps falling, and its least value only marks where the sweep ended. 1 asks
-            for nothing, like the paper's rule as far as we know it: then the main body is cut up as well.
+        max_size: the longest prefix, in tokens, that counts [I]. None: 1000, but at most a quarter of all tokens, and
+            at least ``min_size``. The number of tokens itself sets no limit.
+        barrier: beyond the best cut, the conductance of some longer prefix must be this many times that of the cut, or
+            the cut is no cluster [I]. Where no set stands out, conductance keeps falling along the sweep, and its least
+            value only marks where the sweep ended. 1 demands nothing, like the paper's rule as far as we know it; then
+            the main body is cut up as well.
         progress: show a bar on a terminal.
 
-    *literal*, for each seed: push to ``tol``, sweep, judge. If its cut is no cluster the seed alone is marked. At
-    alpha = 0.001 and tol = 1e-7 a walk covers any graph below ten million edges, so every seed costs seconds.
+    *literal*: each seed is pushed to ``tol``, swept and judged. If its cut is no cluster, only the seed itself is
+    marked as tried. At alpha = 0.001 and tol = 1e-7 a walk covers any graph with fewer than ten million edges, so every
+    seed costs seconds.
 
     *fast*: `spectrolib.peeling.fast` looks at small scales first, and takes the first cut that two scales agree on.
-    After a failed seed the tokens next to it are not tried either. So it finds small clusters inside what the literal
-    method, which takes the best cut of any size up to ``max_size``, cuts as one.
+    After a failed seed the tokens next to it are not tried either. The literal method takes the best cut of any size up
+    to ``max_size``; the fast one may find several small clusters inside it.
 
-    The bare reading of the paper's constants is ``method="literal", half_volume=False, max_size=n, barrier=1``. On
-    the tables that we tried it cuts half of all tokens or more at once, for the best cut at any size nearly always is
-    so large. ``max_size`` and ``barrier`` make clusters of it, and set how coarse and how distinct they are.
+    The bare reading of the paper's constants is ``method="literal", half_volume=False, max_size=n, barrier=1``. On the
+    tables that we tried, its best cut nearly always holds half of all tokens or more. ``max_size`` limits how coarse
+    clusters may be, and ``barrier`` demands that they stand out.
 
     Returns:
-        What was found, and why every other token was left. Ctrl-C ends the search early: ``finished`` is then False.
-        The result is the same for any number of threads.
+        The clusters, and for every other token why it is in none. Ctrl-C ends the search early: ``finished`` is then
+        False. The result is the same for any number of threads.
 
     Raises:
         ValueError: for a graph that is not square, symmetric and non-negative, or an option out of range.
@@ -195,7 +217,7 @@ class _Search:
         self.tried = 0
 
     def run(self, order: Int[ndarray, " seeds"] | None, advance) -> None:
-        """Try seeds in this order, or by their neighbourhoods."""
+        """Try seeds in this order; None: by rising conductance of their neighbourhoods."""
         order = peeling.by_score(self.rest.scores()) if order is None else order
         enough = max(self.stop * len(self.closed), 1)
         settled = int(np.count_nonzero(self.closed))
@@ -270,9 +292,9 @@ def check_options(options: Options, method: str, stop: float = STOP) -> None:
 
 @contextmanager
 def _bar(n: int, words: str, visible: bool, steady: bool = False) -> Iterator:
-    """A bar in a terminal, over so many tokens or repetitions; ``words`` say how many were found.
+    """A progress bar in a terminal, over ``n`` tokens or repetitions; ``words`` has a gap for how many were found.
 
-    Where each of them takes as long as another (``steady``), it says how long is left.
+    ``steady``: all steps take about as long, so the bar can say how long is left.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -289,14 +311,14 @@ def _bar(n: int, words: str, visible: bool, steady: bool = False) -> Iterator:
 
 
 class Certificate(NamedTuple):
-    """How the clusters of a search compare with exact solutions."""
+    """How the clusters of a search compare with cuts of exact PageRank vectors."""
 
     clusters: Int[ndarray, " some"]
     """The clusters that were checked."""
     overlap: Float[ndarray, " some"]
-    """Jaccard overlap of each with the best cut that the exact vector of its seed has at its scale."""
+    """Jaccard overlap of each cluster with the best exact cut: that of the exact vector of its seed, at its scale."""
     conductance: Float[ndarray, " some"]
-    """Conductance of that cut, in what was left of the graph when the cluster was found."""
+    """Conductance of the best exact cut, in what was left of the graph when the cluster was found."""
 
 
 def certify(
@@ -310,12 +332,13 @@ def certify(
 ) -> Certificate:
     """Check clusters against the exact PageRank vector of their seeds, on the graph that they were cut from.
 
-    A cluster of m tokens is compared with the best of all exact sweep prefixes of m/2 to 2m tokens: with the smallest
-    cut at its own scale that the walk, followed to the end, would have found.
+    A cluster of m tokens is compared with the prefix of least conductance among those of m/2 to 2m tokens, in the sweep
+    of the exact vector. The clusters must come from `conductance_clusters` on this graph; those of `stable_clusters`
+    come from no single graph.
 
     Args:
-        graph, alpha, half_volume: as the clusters were searched with.
-        sample: check so many of them, drawn at random; all by default. One takes about 1 s at 100 000 tokens.
+        graph, alpha, half_volume: those of the search.
+        sample: how many clusters to check, drawn at random; all by default. One takes about 1 s at 100 000 tokens.
         seed: of the sample.
     """
     graph = pagerank.checked(graph)
@@ -358,39 +381,43 @@ def stable_clusters(
     progress: bool = False,
     **options,
 ) -> Clustering:
-    """Clusters that come back when the channels of the rows are drawn again.
+    """Clusters that come back when the clustering is repeated with a random part of the channels.
 
-    Each repetition takes some of the channels at random, brings rows to unit length, and cuts their mutual graph by
-    conductance. A cluster *comes back* in a repetition that has one of more than half its tokens in common (Jaccard).
-    From all clusters of all repetitions the one that comes back most often is taken first, then the best of those
-    left, and so on. What is returned is the agreement of its matches: the tokens that most of them hold.
+    Each repetition takes some of the columns at random, scales rows to unit length, joins each to its nearest (the
+    mutual graph), and cuts that graph by conductance. A cluster *comes back* in a repetition if that has a cluster
+    whose Jaccard overlap with it is above 1/2, its *match*. Among the clusters of all repetitions, the one that comes
+    back most often is taken first, then the best of those left, and so on. The published cluster is what its matches
+    agree on: the tokens that more than half of them hold.
 
-    How many channels a repetition takes: a third. Channels are independent looks at the same inner products. The mean
-    of m out of K differs from the mean of all by a variance in proportion to 1/m - 1/K; the mean of K fresh ones by
-    2/K. The two are equal at m = K/3, so a repetition strays from the published clusters as far as a fresh measurement
-    would. With fewer channels it is noisier than the whole, so that the share errs on the low side.
+    Why a repetition takes a third of the channels: channels are independent measurements of the same inner products.
+    The mean over m of K channels differs from the mean over all K by a variance proportional to 1/m - 1/K; the mean
+    over K fresh channels differs from it by 2/K. The two are equal at m = K/3. So a repetition differs from the whole
+    about as much as a fresh measurement would. Being made of fewer channels it is also noisier by itself, so ``share``
+    errs on the low side.
 
     Args:
-        rows: resolved rows (`run.resolved.rows_of`): any length, channels as columns.
-        repeats: how often.
-        share: part of the channels in a repetition.
-        least: a cluster that came back in a smaller part of the repetitions is left out.
-        k, min_size: neighbours in the graph, and tokens of the smallest cluster.
-        quiet: rows shorter than this part of the root mean square length are left out: a token that no draw moves has
+        rows: resolved rows of any length, channels as columns (`run.resolved.rows_of`).
+        repeats: number of repetitions.
+        share: part of the channels that a repetition takes.
+        least: a cluster that comes back in a smaller part of the repetitions is left out.
+        k: neighbours of each row in the graph.
+        min_size: tokens of the smallest cluster.
+        quiet: rows shorter than this part of the root mean square length are left out. A token that no draw moves has
             no direction to compare, and all such tokens would be neighbours.
-        seed: of the channels, and of the search.
-        workers: processes; the result is the same for any number. Ctrl-C ends them within seconds, and leaves what the
-            repetitions that were finished agree on, if there are two.
+        seed: of the choice of channels, and of the search.
+        workers: number of processes; the result is the same for any number. Ctrl-C ends them within seconds. If at
+            least two repetitions were finished, their agreement is returned.
         progress: show a bar on a terminal.
-        options: of `conductance_clusters`.
+        options: further options of `conductance_clusters`.
 
     Returns:
-        A `Clustering` with the share of repetitions in which each cluster came back (``share``) and in which each token
-        was in the match of its cluster (``support``). ``conductance`` is the mean over matches, ``seeds`` and
-        ``order`` are those of the cluster that was taken.
+        A `Clustering` with the share of repetitions in which each cluster came back (``share``), and in which each
+        token was in the match of its cluster (``support``). ``conductance`` is the mean over matches. ``seeds`` are
+        those of the cluster that was taken, ``order`` is the order in which clusters were taken.
 
     Raises:
-        ValueError: for rows that are not a finite table, fewer than two repeats, or an option out of range.
+        ValueError: for rows that are not a finite table, fewer than two repeats, an option out of range, or so few rows
+            above ``quiet`` that they have no k others.
     """
     rows = np.asarray(rows, dtype=np.float32)
     if rows.ndim != 2 or not np.isfinite(rows).all():
@@ -439,7 +466,7 @@ def _repetition(rows: Float[ndarray, "n d"], k: int, options: Mapping) -> Cluste
 
 
 def _each(run, rows: Float[ndarray, "n d"], chosen: Sequence[ndarray], workers: int) -> Generator[Clustering]:
-    """What each choice of channels gives, in order, by so many processes, which read the rows from one file."""
+    """The clustering for each choice of channels, in order. Several processes read the rows from one file."""
     if workers == 1:
         yield from (run(rows[:, some]) for some in chosen)
         return
@@ -461,7 +488,7 @@ def _each(run, rows: Float[ndarray, "n d"], chosen: Sequence[ndarray], workers: 
 
 @contextmanager
 def _ctrl_c_held() -> Iterator[None]:
-    """Processes that are started meanwhile never see Ctrl-C, not even while they import; this one sees it after."""
+    """Block Ctrl-C while child processes start, so that they never see it; this process receives it afterwards."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -474,7 +501,7 @@ def _ctrl_c_held() -> Iterator[None]:
 
 
 def _one_of_many() -> None:
-    """A process of several uses one core, and leaves it to its parent what Ctrl-C means."""
+    """Set up a worker process: it uses one core and ignores Ctrl-C, which its parent handles."""
     import faiss
     import torch
 
@@ -494,14 +521,15 @@ class _Agreed(NamedTuple):
     share: list[float]
     support: Float[ndarray, " n"]
     source: list[tuple[int, int]]
-    """Repetition and number of the cluster that was taken."""
+    """For each, the cluster that was taken: its repetition and its number there."""
     matches: list[list[tuple[int, int]]]
+    """For each, the clusters that it comes back as: their repetition and number."""
 
 
 def overlaps(
     first: Int[ndarray, " n"], second: Int[ndarray, " n"]
 ) -> Float[csr_array, "first_clusters second_clusters"]:
-    """Jaccard overlaps of the clusters of two labellings (-1: none)."""
+    """Jaccard overlap of each cluster of one labelling with each of another; a label of -1 means no cluster."""
     both = (first >= 0) & (second >= 0)
     shape = (int(first.max(initial=-1)) + 1, int(second.max(initial=-1)) + 1)
     common = coo_array((np.ones(both.sum()), (first[both], second[both])), shape=shape).tocsr().tocoo()
@@ -552,7 +580,7 @@ def _agreement(labels: Sequence[Int[ndarray, " n"]], least: float, min_size: int
 
 
 def _best(mine: Int[ndarray, " n"], labels: Int[ndarray, " n"]) -> csr_array:
-    """The cluster that comes back as the only one of ``mine``, if there is one."""
+    """The Jaccard overlaps above 1/2 of the one cluster in ``mine`` with those in ``labels``: at most one entry."""
     table = overlaps(mine, labels)
     table.data[table.data <= 0.5] = 0
     table.eliminate_zeros()
@@ -587,7 +615,7 @@ def _published(agreed: _Agreed, found: Sequence[Clustering], loud: Int[ndarray, 
 
 
 def cluster_summary(clustering: Clustering) -> dict:
-    """A clustering in JSON-able numbers, without its labels."""
+    """A clustering as a dictionary that JSON can hold, without the labels of single tokens."""
     return {
         "clusters": len(clustering.sizes),
         "sizes": clustering.sizes.tolist(),

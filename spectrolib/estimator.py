@@ -1,13 +1,14 @@
 r"""Susceptibilities from the draws of SGLD chains: running sums, two estimators, error bars, standardisation.
 
 Write g = L(w) - L(w*) for the loss rise of a draw and d_xy = l_xy(w) - L(w) for the excess loss of token y in context
-x; mean_C and mean_F are means over the draws of the chain restricted to component C and of the unrestricted chain. The
-paper's susceptibility, the derivative of the tilted posterior mean of φ_C = δ(u - u*) [L(w) - L(w*)], is estimated by
+x, all in nats. mean_C is the mean over the draws of the chain restricted to component C, in which only the weights of C
+move; mean_F is the mean over the draws of the unrestricted chain, in which all weights move. The paper's
+susceptibility, the derivative of the tilted posterior mean of φ_C = δ(u - u*) [L(w) - L(w*)], is estimated by
 
     two chains:  χ̂_xy = -( mean_C[g d_xy] - mean_C[g] mean_F[d_xy] )
     one chain:   χ̂_xy = -Ĉov_C(g, d_xy)
 
-up to a factor that depends on C alone, which standardising the columns removes. They differ by first moments:
+up to a factor that depends on C alone, which standardising the columns removes. The two differ by first moments:
 
     two chains = one chain - mean_C[g] ( mean_C[d_xy] - mean_F[d_xy] ).
 
@@ -15,28 +16,32 @@ All covariances here divide by the number of draws, as in these formulas, so eve
 A constant added to d_xy changes neither estimator; a constant added to g changes the two-chain one. So L(w) and L(w*)
 must be taken on the same tokens.
 
-The covariance is the noisy part: a product of two fluctuations. Where chains run in teams with a tilt η
-(`spectrolib.posterior`, "Coupled chains"), it can be measured as a derivative instead,
+The covariance is the noisy part, because it averages a product of two fluctuations. Where chains run in teams with a
+tilt η (`spectrolib.posterior`, "Coupled chains"), it can be measured as a derivative instead,
 
     Cov_C(g, d_xy) = -( mean_{nβ+η}[d_xy] - mean_{nβ-η}[d_xy] ) / 2η + O(η²),
 
-whose variance is far smaller, and both estimators use it (`CovarianceSums.response`). Its g is the rise of the loss
-that drives the chains, L of the sampling text; that of the sample covariance is L of the loss windows. Both estimate
-the covariance with the mean loss, but of two texts, and a few windows are a noisy stand-in for that mean: the book's
-chapter Noise, cost and settings shows how far they differ. The sample covariance of the same draws stays beside
-it, with two controls: covariances with g permuted over draws and with noise in place of g. Both are unrelated to the
-observable, so whatever a result has in common with them is not due to the susceptibility.
+whose variance is far smaller. Both estimators use it where it was measured (`CovarianceSums.response`).
+
+The two ways take g from different texts. In the derivative, g is the rise of the loss that drives the chains, so L is
+the mean over the sampling windows. In the sample covariance, L is the mean over the loss windows. Both stand for the
+mean loss of the text, and few windows are a noisy stand-in for it; the book's appendix Noise, cost and settings shows
+how far the two differ.
+
+The sample covariance is kept beside the derivative, with two controls: the covariance with g permuted over draws, and
+with noise in place of g. Neither control is related to the observable, so whatever a result has in common with them is
+not due to the susceptibility.
 
 Resolved rows
 -------------
-At draw t a token's loss has moved from its value at w* by F_t(xy). Each draw is a *channel*: the same linear functional
-of every token's loss. A susceptibility keeps one combination of a component's channels, the one that g weights. Rows
-made of the channels themselves (`ResolvedSums`),
+At draw t a token's loss has moved from its value at w* by F_t(xy). Each draw is called a *channel*: one number for
+every token. A susceptibility keeps a single weighted sum of a component's channels, with weights given by g. A
+*resolved row* (`ResolvedSums`) keeps the channels themselves, one entry a draw:
 
-    r_C(xy) = ( F_t(xy) - mean_t F_t(xy) )_t / √draws,        r_C(xy) · r_C(x'y') = Cov_C( l_xy, l_x'y' ),
+    r_C(xy) = ( F_t(xy) - mean_t F_t(xy) )_t / √draws,        r_C(xy) · r_C(x'y') = Cov_C( l_xy, l_x'y' ).
 
-keep all the information in the draws: their inner products are the covariances of two losses over the draws. This goes
-beyond the paper, which keeps one number for each component [D].
+The inner product of two rows is the covariance of the two losses over the draws. This goes beyond the paper, which
+keeps one number for each component [D].
 """
 
 from __future__ import annotations
@@ -53,29 +58,29 @@ from numpy import ndarray
 from .posterior import stable_seed
 
 CONTROLS = ("permuted", "noise")
-"""Control observables that take the place of g: g permuted over the draws, and noise."""
+"""Control observables that take the place of g: g permuted over the draws, and Gaussian noise with the spread of g."""
 CONTROL_DRAWS = 64
-"""Largest number of draws kept in memory at once, to permute the observable over them."""
+"""How many draws are collected in memory before the observable is permuted over them."""
 
 
 class CovarianceSums:
-    """Running means and centred second moments of an observable φ and of many losses, in float64.
+    """Running means and centred second moments of an observable φ and of the losses of many tokens, in float64.
 
-    Holds O(tokens) numbers whatever the number of draws. Sums of parts merge into the sums of the whole (the pairwise
-    update of Chan, Golub and LeVeque, stable when the mean is large against the spread); merging in another order
-    changes the result only by rounding.
+    Memory is O(tokens), whatever the number of draws. Sums over parts of the draws merge into the sums over all (the
+    pairwise update of Chan, Golub and LeVeque, stable when the mean is large against the spread). Merging in another
+    order changes the result only by rounding.
 
     Args:
-        tokens: number of losses; taken from the first update if it is not given.
+        tokens: number of losses in each draw; taken from the first update if it is not given.
 
     Attributes:
         count: draws seen.
-        mean_phi, var_phi: mean and variance of φ.
+        mean_phi, var_phi: mean and variance of φ over the draws.
         mean_losses: (tokens,) mean of each loss.
-        pairs: differences seen by `respond`.
-        response: (tokens,) their mean, ∂<losses>/∂(nβ); zero without any.
+        pairs: pairs of tilted chains seen by `respond`, one for each draw of a pair.
+        response: (tokens,) estimate of ∂<losses>/∂(nβ), the mean over these pairs; zero without any.
         controlled: draws seen by `control`.
-        controls: (2, tokens) covariance of the losses with φ permuted over draws, and with noise of its spread.
+        controls: (2, tokens) covariance of the losses with each of `CONTROLS`.
     """
 
     SCALARS = ("count", "mean_phi", "square_phi", "pairs", "controlled")
@@ -93,10 +98,10 @@ class CovarianceSums:
         self.controls = np.zeros((len(CONTROLS), tokens))
 
     def update(self, phi: float, losses: Float[ndarray, " tokens"]) -> CovarianceSums:
-        """Take in one draw.
+        """Add one draw: the value of φ and the loss of every token.
 
         Raises:
-            ValueError: if the number of losses is not the one given at the start.
+            ValueError: if the number of losses is not that of the other draws.
         """
         losses = np.asarray(losses, dtype=np.float64)
         if self.count == 0 and self.mean_losses.size == 0 and losses.ndim == 1:
@@ -118,7 +123,12 @@ class CovarianceSums:
     def respond(
         self, above: Float[ndarray, " tokens"], below: Float[ndarray, " tokens"], tilt: float
     ) -> CovarianceSums:
-        """Take in one draw of a pair of chains at nβ + tilt and nβ - tilt with common noise, after `update` with each.
+        """Add one draw of a pair of tilted chains to ``response``; both draws must also go through `update`.
+
+        Args:
+            above, below: losses at the draw of the chain at nβ + tilt, and of the chain at nβ - tilt, which share
+                noise.
+            tilt: η.
 
         Raises:
             ValueError: if there was no update yet, or the tilt is not positive.
@@ -133,10 +143,10 @@ class CovarianceSums:
     def control(
         self, phi: Float[ndarray, " draws"], losses: Float[ndarray, "draws tokens"], seed: int
     ) -> CovarianceSums:
-        """Take in a block of draws for the controls: they need φ of all draws at once.
+        """Add a block of draws to the controls, which permute φ over the draws and so need many at once.
 
-        Merging averages the covariances within blocks, so a block should hold many draws: with fewer than three,
-        nothing is taken in.
+        ``controls`` is the mean of the covariances within blocks, weighted by draws, so a block should hold many draws.
+        A block of fewer than three is left out, and so is one that comes before any `update`.
         """
         draws = len(phi)
         if draws < 3 or self.count == 0:
@@ -150,7 +160,11 @@ class CovarianceSums:
         return self
 
     def merge(self, other: CovarianceSums) -> CovarianceSums:
-        """The sums over the draws of both, as a new object."""
+        """The sums over the draws of both, as a new object.
+
+        Raises:
+            ValueError: if the two are over different numbers of losses.
+        """
         tokens, others = len(self.mean_losses), len(other.mean_losses)
         if tokens != others and tokens and others:  # 0: not known yet
             raise ValueError(f"cannot merge sums over {tokens} and {others} losses")
@@ -186,7 +200,7 @@ class CovarianceSums:
         return self.cross / self.count
 
     def covariance(self) -> Float[ndarray, " tokens"]:
-        """The best available estimate of the covariance: minus the response, else the sample covariance."""
+        """Covariance of φ with each loss: minus ``response`` if tilted pairs were seen, else the sample covariance."""
         return -self.response if self.pairs else self.sample_covariance()
 
     def variance(self) -> Float[ndarray, " tokens"]:
@@ -214,7 +228,7 @@ class CovarianceSums:
 
 
 def merge_all(parts: Iterable[CovarianceSums]) -> CovarianceSums:
-    """Merge from left to right: the same order gives the same bits."""
+    """Merge at least one part, from left to right. The same parts in the same order give the same bits."""
     first, *rest = parts
     for part in rest:
         first = first.merge(part)
@@ -222,7 +236,7 @@ def merge_all(parts: Iterable[CovarianceSums]) -> CovarianceSums:
 
 
 def joined(parts: Sequence[Sums]) -> Sums:
-    """Join sums over the same draws, each of its own stretch of tokens, into those of all these tokens.
+    """Join sums of neighbouring stretches of tokens, taken over the same draws, into the sums of all these tokens.
 
     Raises:
         ValueError: if the parts do not hold the same draws.
@@ -273,7 +287,11 @@ Estimator = Literal["two_chain", "one_chain"]
 def susceptibility(
     estimator: Estimator, restricted: Sequence[CovarianceSums], full: Sequence[CovarianceSums]
 ) -> Float[ndarray, " tokens"]:
-    """The named estimate over several chains, pooled."""
+    """The named estimate of χ̂, with the draws of all chains pooled.
+
+    Raises:
+        ValueError: for an unknown estimator.
+    """
     if estimator == "one_chain":
         return one_chain(merge_all(restricted))
     if estimator == "two_chain":
@@ -282,9 +300,10 @@ def susceptibility(
 
 
 def with_estimator(result, estimator: Estimator):
-    """A result of `measure.measure` with the susceptibilities of this estimator, made from the terms that it holds.
+    """A copy of a result of `measure.measure` whose susceptibilities are those of the other estimator.
 
-    Standard errors are of the estimator that was measured: they are left out where another is asked for.
+    They are computed from the terms that the result stores. A result that already holds the asked estimator is returned
+    as it is. Stored standard errors belong to the estimator that was measured, so a change of estimator drops them.
 
     Raises:
         ValueError: for an unknown estimator, or the two-chain value of a result without the unrestricted chain.
@@ -311,11 +330,11 @@ def with_estimator(result, estimator: Estimator):
 def standard_error(
     estimator: Estimator, restricted: Sequence[CovarianceSums], full: Sequence[CovarianceSums]
 ) -> Float[ndarray, " tokens"]:
-    """Standard error of the pooled estimate, from the spread between chains: the jackknife over chains.
+    """Standard error of the pooled estimate, by the jackknife over chains.
 
     Chain i of the restricted sampler and chain i of the unrestricted one are left out together. Each chain counts as
-    one independent observation, so autocorrelation within a chain needs no model; with few chains the error bar is
-    itself rough (its relative error is about 1/√(2 (chains - 1))). NaN with fewer than two chains.
+    one independent observation, so autocorrelation within a chain needs no model. With few chains the error bar is
+    itself rough: its relative error is about 1/√(2 (chains - 1)). NaN with fewer than two chains.
 
     Raises:
         ValueError: if the two-chain estimate is asked for with unequal numbers of chains.
@@ -404,41 +423,42 @@ def channel(draw: int, width: int, seed: int) -> tuple[int, int]:
 
 
 def untilted(losses: Float[ndarray, "members tokens"], tilt: float) -> Float[ndarray, "draws tokens"]:
-    """One draw for each pair of tilted chains of a team: their mean, which is a draw at nβ up to O(tilt²).
+    """One draw for each pair of tilted chains of a team: the mean of the two, a draw at nβ up to O(tilt²).
 
-    The two chains of a pair share their noise and hardly differ: as two channels they would say everything twice.
+    The two chains of a pair share their noise and hardly differ, so as two channels they would repeat each other.
 
     Args:
-        losses: of the members, in the order of `posterior.Settings.members`, where pairs stand side by side.
-        tilt: of the settings; 0 if there are no pairs.
+        losses: of the team's members, in the order of `posterior.Settings.members`: the two of a pair side by side.
+        tilt: η of the settings. With 0 there are no pairs, and the losses come back as they are.
     """
     return (losses[::2] + losses[1::2]) / 2 if tilt else losses
 
 
 class ResolvedSums:
-    """A sketch of the fluctuations of many losses at the draws of one component's chains (module docstring).
+    """Sums from which the resolved rows of one component are made, with at most ``width`` channels (module docstring).
 
     Many draws are folded into few channels (CountSketch: Charikar, Chen and Farach-Colton 2002). The first ``width``
-    draws keep a channel each. Every further ``width`` draws go to the channels in a random order, each with a random
-    sign, so that channels stay equally full and a draw costs as many additions as there are tokens. Inner products are
-    then unbiased on average over seeds; draws that share a channel add noise. Rows are centred after all draws are in,
-    so beside its sum a channel remembers the sum of its signs.
+    draws keep a channel each. Every further ``width`` draws are added to the channels in a random order, each with a
+    random sign, so that all channels hold equally many draws. Inner products of rows are then right on average over
+    seeds; draws that share a channel add noise. Rows can be centred only after the last draw, so each channel also
+    stores the sum of the signs of its draws.
 
-    Sums of parts (blocks, chains) merge into the sums of the whole, and sums over stretches of tokens join to those
-    over all (`joined`). Tokens never mix, so the result does not depend, to the last bit, on where the text was cut.
-    Only channels that hold a draw are kept, in float32: each draw that is added rounds an entry by 2^-24 of its size.
-    Merging in another order changes the result by such rounding alone.
+    Sums over parts of the draws (blocks, chains) merge into the sums over all. Sums over stretches of tokens join into
+    those of all tokens (`joined`). Tokens never mix, so the result does not depend, to the last bit, on where the text
+    was cut. Only channels that hold a draw are stored, in float32: each added draw rounds an entry by at most 2^-24 of
+    its size. Merging in another order changes the result by such rounding alone.
 
     Args:
-        tokens: number of losses.
-        width: channels at most.
-        seed: of the folding of draws beyond ``width``; another for each component, so that their noise is independent.
+        tokens: number of losses in each draw.
+        width: largest number of channels.
+        seed: decides the channels and signs of draws beyond ``width``. Give each component its own seed, so that the
+            noise of their sketches is independent.
 
     Attributes:
         count: draws seen.
         channels: (channels,) numbers of the channels that hold a draw, ascending.
-        signs: (channels,) sum of the signs of the draws in each.
-        sums: (channels, tokens) sum of its draws, signed.
+        signs: (channels,) sum of the signs of the draws in each channel.
+        sums: (channels, tokens) signed sum of the draws in each channel.
         total: (tokens,) sum of all draws, without signs, in float64.
     """
 
@@ -455,11 +475,12 @@ class ResolvedSums:
         self.sums, self.total = np.zeros((0, tokens), dtype=np.float32), np.zeros(tokens)
 
     def update(self, draw: int, losses: Float[ndarray, " tokens"]) -> ResolvedSums:
-        """Take in one draw.
+        """Add one draw.
 
         Args:
-            draw: its number among all draws of the component, not of this part alone: it decides the channel.
-            losses: of each token, minus a constant near its mean (its value at w*): float32 keeps seven digits only.
+            draw: its number among all draws of the component, not of this part alone; it decides the channel.
+            losses: loss of each token minus its loss at w*. Any constant near the mean serves; one must be subtracted,
+                since float32 keeps only seven digits.
 
         Raises:
             ValueError: if the number of losses is not the one given at the start, or the draw's number is negative.
@@ -478,7 +499,7 @@ class ResolvedSums:
         return self
 
     def _place(self, number: int) -> int:
-        """The row of a channel, which is made if it is not there."""
+        """Index of a channel in ``channels``; a channel that is not there yet is inserted."""
         place = int(np.searchsorted(self.channels, number))
         if place == len(self.channels) or self.channels[place] != number:
             self.channels = np.insert(self.channels, place, number)
@@ -511,10 +532,10 @@ class ResolvedSums:
         return merged
 
     def rows(self) -> Float[ndarray, "tokens channels"]:
-        """A vector for each token: inner products of two are the covariance of their losses over the draws.
+        """The resolved row of each token, with one float32 column for each channel that holds a draw.
 
-        This is exact while there are no more draws than channels; else it holds on average over seeds. The covariance
-        divides by the number of draws. One column for each channel that holds a draw, at most ``width``; float32.
+        The inner product of two rows is the covariance of the two losses over the draws (divided by their number). This
+        is exact up to ``width`` draws; beyond, it holds on average over seeds.
 
         Raises:
             ValueError: if there was no draw yet.
@@ -544,16 +565,18 @@ def resolve(
     """The resolved rows of every token: the channels of all components side by side.
 
     Each component's rows are divided by their root mean square length over tokens, so that each component has the same
-    weight. Inner products are those of the kernel Σ_C Cov_C(l, l') / σ_C², with σ_C² the mean over tokens of the
+    weight. The inner product of two tokens' rows is Σ_C Cov_C(l, l') / σ_C², with σ_C² the mean over tokens of the
     variance of l. Tokens whose losses fluctuate more keep longer rows.
 
     Args:
-        rows: of each component, in the order of the columns; components may have any number of channels.
-        centre: whether the mean over tokens is subtracted first, which leaves how a token differs from the text.
+        rows: the rows of each component, by its name. Components may have different numbers of channels. Columns of the
+            result follow the order of this mapping.
+        centre: whether to subtract the mean row over tokens first, so that a row says how its token differs from the
+            average token.
 
     Raises:
-        ValueError: if there are no components, they disagree on the number of tokens, a number is not finite, or all
-            rows of a component are zero: the message says which.
+        ValueError: if there are no components, they have different numbers of tokens, a number is not finite, or all
+            rows of a component are zero (with ``centre``, all alike). The message says which.
     """
     if not rows:
         raise ValueError("there are no components to resolve")
@@ -571,6 +594,8 @@ def unit_length(
     name: str, rows: Float[ndarray, "tokens channels"], centre: bool = False
 ) -> tuple[Float[ndarray, "tokens channels"], float]:
     """The rows of one component scaled to a root mean square length of 1 over tokens, and that length before scaling.
+
+    With ``centre`` the mean row over tokens is subtracted before the length is taken.
 
     Raises:
         ValueError: as `resolve`; ``name`` is the component's.

@@ -1,13 +1,16 @@
 """The nearest-neighbour graph of standardised vectors.
 
-Every vector is joined to its k nearest others. That relation is not symmetric: a hub is near many vectors and has only
-k nearest ones itself. The *union* graph keeps a pair that either end asks for, the *mutual* graph a pair that both do.
-The paper uses k = 45 [S]; which of the two graphs it cuts is unknown to us, and the choice changes conductance
-drastically: in the union graph a set of n < k tokens has at least (k + 1 - n)/k of each member's own pairs outside it.
+Every vector is joined to its k nearest others. That relation is not symmetric: a hub may be among the nearest of many
+vectors, and has only k nearest ones itself. The *union* graph joins two vectors if either has the other among its k
+nearest, the *mutual* graph only if both have. The paper uses k = 45 [S]; which of the two graphs it cuts is unknown to
+us. The choice changes conductance drastically: in the union graph each member of a set of n < k tokens has at least
+k + 1 - n of its k nearest outside the set, and all these pairs are edges that leave it.
 
-Neighbours are found in float32 (by faiss, or for wide rows by matrix products) and re-ranked in float64, ties by
+Neighbours are found in float32 (by faiss, or for wide rows by matrix products) and ranked again in float64, ties by
 index. For exact search a bound on the rounding errors of float32 tells which rows could still be wrong, and those are
-searched again in float64: the result is a function of the vectors alone, whatever the number of threads.
+searched again in float64. So the result is a function of the vectors alone, whatever the number of threads.
+
+Tags: [S] from a careful secondary source on the paper, [I] inferred by us.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ Symmetrise = Literal["union", "mutual"]
 Metric = Literal["euclidean", "cosine"]
 
 EXACT_UP_TO = 2**17
-"""Up to so many vectors every pair is compared; beyond, an inverted file is searched (recall about 0.999)."""
+"""Up to this many vectors every pair is compared. Beyond, an inverted file is searched, which finds about 99.9 % of the
+true neighbours."""
 SPARE = 16
 """Candidates beyond k that are ranked again in float64."""
 WIDE = 128
@@ -61,8 +65,8 @@ def knn_graph(
             mutual graph may leave tokens without any neighbour. Union by default [I].
         metric: "euclidean", or "cosine" (1 - cosine; rows of zeros are refused).
         weighted: weights 1 [I], or those of `join`.
-        exact: compare every pair, or search an inverted file; by default exact up to `EXACT_UP_TO` vectors.
-        seed: of the inverted file's k-means.
+        exact: True compares every pair, False searches an inverted file; by default True up to `EXACT_UP_TO` vectors.
+        seed: of the inverted file's k-means; exact search does not use it.
 
     Returns:
         (n, n) weights: symmetric, no self-loops, column indices of each row sorted.
@@ -83,8 +87,8 @@ def nearest(
 ) -> Neighbours:
     """The k nearest others of each vector, the nearest first, ties by index.
 
-    Arguments and errors are those of `knn_graph`. A copy of a vector is its neighbour at distance 0. UMAP takes this
-    table as precomputed neighbours (it wants each point itself in front).
+    Arguments and errors are those of `knn_graph`. Equal vectors are neighbours at distance 0. UMAP takes this table as
+    precomputed neighbours, once each vector itself is put in front of its own.
     """
     rows = _checked(vectors, metric)
     n = len(rows)
@@ -109,8 +113,9 @@ def nearest(
 def join(neighbours: Neighbours, symmetrise: Symmetrise = "union", weighted: bool = False) -> csr_array:
     """The symmetric graph of a neighbour table.
 
-    With ``weighted`` a pair at distance d weighs exp(-d² / (s_i s_j)), s_i the distance from i to its k-th neighbour
-    (the self-tuning kernel of Zelnik-Manor and Perona, 2004), but at least `LEAST_WEIGHT`; else 1. Both are ours [I].
+    Without ``weighted`` every edge weighs 1. With it, a pair at distance d weighs exp(-d² / (s_i s_j)), but at least
+    `LEAST_WEIGHT`, where s_i is the distance from i to its k-th neighbour (the self-tuning kernel of Zelnik-Manor and
+    Perona, 2004). Whether the paper weights edges is unknown to us [I].
 
     Raises:
         ValueError: for an unknown ``symmetrise``.
@@ -137,8 +142,13 @@ def recall(
 ) -> float:
     """The share of the true k nearest that a neighbour table holds, measured on a random sample of rows.
 
-    The truth is a search of every pair in float64. A neighbour counts if it is no farther than the true k-th, so the
-    choice among ties does not count against a table.
+    The truth is a search of every pair in float64. A neighbour counts if it is no farther than the true k-th, so a
+    different choice among ties costs nothing.
+
+    Args:
+        vectors, metric: those that the table was made of.
+        sample: number of rows to check.
+        seed: of their choice.
     """
     rows = _checked(vectors, metric)
     some = np.sort(np.random.default_rng(seed).permutation(len(rows))[:sample])
@@ -181,7 +191,7 @@ def _checked(vectors: Float[ndarray, "n d"], metric: Metric) -> Float[ndarray, "
 
 
 def _centred(rows: Float[ndarray, "n d"]) -> tuple[Float[ndarray, "n d"], float]:
-    """Rows around their mean, in units of their largest entry: what float32 holds best. And that unit."""
+    """Rows minus their mean, divided by their largest entry, which float32 rounds least; and that entry."""
     centred = rows - rows.mean(axis=0)
     size = float(np.abs(centred).max()) or 1.0
     centred /= size
@@ -189,9 +199,9 @@ def _centred(rows: Float[ndarray, "n d"]) -> tuple[Float[ndarray, "n d"], float]
 
 
 def _search(points: ndarray, wanted: int, exact: bool, seed: int) -> tuple[ndarray, ndarray]:
-    """Squared distance, in float32, of the last of the ``wanted`` nearest of each point, and all of their numbers.
+    """The ``wanted`` nearest of each point, in float32: squared distance of the last, and the indices of all.
 
-    A number of -1 means that an inverted file found too few.
+    An index of -1 means that an inverted file found too few.
     """
     import faiss
 
@@ -227,7 +237,7 @@ def _search_wide(points: ndarray, wanted: int) -> tuple[ndarray, ndarray]:
 
 
 def _squared(rows: ndarray, which: ndarray, numbers: Int[ndarray, "which c"]) -> Float[ndarray, "which c"]:
-    """Squared distances in float64, from ``rows[which]`` to the rows of those numbers."""
+    """Squared distances in float64, from ``rows[which]`` to the rows with these indices."""
     squared = np.empty(numbers.shape)
     count = max(1, 2**19 // max(1, numbers.shape[1] * rows.shape[1]))  # rows at a time: 4 MB stay in the cache
     for begin in range(0, len(which), count):
@@ -239,7 +249,7 @@ def _squared(rows: ndarray, which: ndarray, numbers: Int[ndarray, "which c"]) ->
 
 
 def _ranked(rows: ndarray, candidates: Int[ndarray, "n c"], k: int) -> tuple[ndarray, ndarray]:
-    """The k best candidates of every row: nearest first, ties by number."""
+    """The k nearest among each row's candidates: their indices and squared distances, nearest first, ties by index."""
     own = np.arange(len(rows))
     squared = _squared(rows, own, candidates)
     squared[(candidates == own[:, None]) | (candidates < 0)] = np.inf  # neither itself nor what was not found
@@ -258,7 +268,7 @@ def _rounding(centred: ndarray, squared: ndarray) -> ndarray:
 
 
 def _join_copies(rows: ndarray, crowded: ndarray, indices: ndarray) -> None:
-    """Rows with k copies or more: their neighbours are the copies of lowest number."""
+    """Give each row of a group of more than k equal rows the k others of lowest index as its neighbours, in place."""
     if not len(crowded):
         return
     k = indices.shape[1]
@@ -274,7 +284,7 @@ def _join_copies(rows: ndarray, crowded: ndarray, indices: ndarray) -> None:
 
 
 def _every_pair(rows: ndarray, which: ndarray, k: int) -> tuple[ndarray, ndarray]:
-    """The k nearest of a few rows among all, in float64."""
+    """The k nearest of a few rows among all rows, in float64: indices and squared distances."""
     norms = np.einsum("id,id->i", rows, rows)
     rough = norms + norms[which, None] - 2 * rows[which] @ rows.T
     slack = 4 * (rows.shape[1] + 4) * np.finfo(float).eps * (norms.max() + norms[which])

@@ -13,12 +13,12 @@ With both sides completed to orthonormal bases, every function of (x, y) has coo
     l_xy = Σ_ab v_a(x) u_b(y) l_ab,        L = E_q l_xy = Σ_a s_a l_aa,
     χ_xy = Σ_ab [ v_a(x) u_b(y) - s_a δ_ab ] χ_ab,        E_q χ_xy = 0.
 
-Only linearity of χ in the loss is used, so this holds for every component, for both estimators and exactly for finite
-draws. The derivation is ours; the wording of the paper's own theorem is not known to us.
+The derivation uses only that χ is linear in the loss. So it holds for every component and for both estimators, and it
+is exact for finite draws. The derivation is ours; the wording of the paper's own theorem is not known to us.
 
-What is *not identified*: a basis inside a group of equal singular values, the completion (where s = 0), and signs.
-`decompose` fixes them by a rule that depends on the table alone (`_canonical`). Sums over a whole group do not depend
-on that rule; single coefficients inside it do.
+Some of this the table does *not identify*: the basis inside a group of equal singular values, the completing functions
+(where s = 0), and signs. `decompose` fixes them by a rule that depends on the table alone (`_canonical`). Sums over a
+whole group do not depend on that rule; single coefficients inside a group do.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ LARGEST = 10**8  # numbers in an array of coefficients
 class Modes:
     """Modes of a table, largest singular value first. Column a of ``v`` and of ``u`` belongs to ``s[a]``.
 
-    Completed bases have more columns than ``s`` has entries on the longer side; there s counts as zero.
+    If the table is not square, the completed basis of its longer side has more columns than ``s`` has entries; s counts
+    as zero for these.
     """
 
     s: Float[ndarray, " modes"]
@@ -77,7 +78,7 @@ class Modes:
 
     @property
     def groups(self) -> list[range]:
-        """Runs of modes with equal singular value: only the span of a run is identified, not its members."""
+        """Runs of modes with equal singular values. The table identifies the span of a run, not its single modes."""
         cuts = np.flatnonzero(-np.diff(self.s) > EQUAL * self.s[0]) + 1
         return [range(a, b) for a, b in itertools.pairwise([0, *cuts.tolist(), len(self.s)])]
 
@@ -96,13 +97,15 @@ def decompose(
     """Modes of a joint table q(x, y).
 
     Args:
-        completion: complete ``v`` and ``u`` to bases, which the identities of this module need; else only modes with
-            s > 0 are returned.
+        joint: probabilities, which sum to 1.
+        completion: whether to complete ``v`` and ``u`` to bases of all functions, which the identities of this module
+            need. Otherwise only modes with s > 0 are returned.
         tokens: inner product of token functions, ``plain`` or ``weighted`` (module docstring).
 
     Raises:
         ValueError: a table that is not two-dimensional, holds negative or non-finite numbers, or does not sum to one; a
-            context of probability zero, where q(y|x) does not exist; with ``weighted``, a token of probability zero.
+            context of probability zero, where q(y|x) does not exist; with ``weighted``, a token of probability zero; an
+            unknown ``tokens``.
     """
     q = _checked(joint, tokens)
     contexts, words = q.sum(1), q.sum(0)
@@ -139,7 +142,11 @@ def _require_mass(contexts: ndarray, words: ndarray, tokens: TokenProduct) -> No
 
 
 def _canonical_pair(s: ndarray, left: ndarray, right: ndarray) -> tuple[ndarray, ndarray, ndarray]:
-    """The same decomposition with signs, and bases inside groups, fixed; the two null spaces are turned apart."""
+    """The same decomposition with signs and the bases inside groups fixed by `_canonical`.
+
+    Left and right vectors of a group turn together. Those with s = 0 are not tied to each other, so each side turns by
+    itself.
+    """
     s = np.where(s > EQUAL * s[0], s, 0.0)
     left, right = left.copy(), right.copy()
     rank = int((s > 0).sum())
@@ -190,12 +197,16 @@ def coefficients(modes: Modes, leading: int | None = None) -> Float[ndarray, "co
 def pair_coefficients(
     modes: Modes, contexts: Int[ndarray, " pairs"], tokens: Int[ndarray, " pairs"], leading: int | None = None
 ) -> Float[ndarray, "pairs a b"]:
-    """c_ab(xy) of chosen pairs: context ``contexts[i]`` with token ``tokens[i]``."""
+    """c_ab(xy) of chosen pairs: row i is for context ``contexts[i]`` with token ``tokens[i]`` (row and column of q)."""
     return np.einsum("na,nb->nab", modes.v[contexts, :leading], modes.u[tokens, :leading])
 
 
 def pair_losses(losses: Float[ndarray, "*draws contexts tokens"], modes: Modes) -> Float[ndarray, "*draws a b"]:
-    """Mode-pair losses l_ab = Σ_xy q(x) m(y) v_a(x) u_b(y) l_xy, for each draw."""
+    """Mode-pair losses l_ab = Σ_xy q(x) m(y) v_a(x) u_b(y) l_xy, for each draw.
+
+    Raises:
+        ValueError: if the last two axes do not fit the modes.
+    """
     losses = np.asarray(losses, dtype=np.float64)
     _require_shape("losses", losses.shape[-2:], modes)
     return (modes.v * modes.context_probability[:, None]).T @ losses @ (modes.u * modes.token_weight[:, None])
@@ -206,9 +217,9 @@ def pair_susceptibilities(
 ) -> Float[ndarray, "a b *components"]:
     """Mode-pair susceptibilities χ_ab = Σ_xy q(x) m(y) v_a(x) u_b(y) χ_xy.
 
-    Of -Cov(φ, l_xy) this gives χ_ab = -Cov(φ, l_ab). Of χ_xy = -Cov(φ, l_xy - L) it gives the same up to the
-    coordinates of a constant function: they drop out of χ_xy, so no measurement of χ_xy can tell. Those values satisfy
-    Σ_a s_a χ_aa = E_q χ_xy = 0, and `reconstruct` returns χ_xy from either.
+    For ``chi`` = -Cov(φ, l_xy) the result is χ_ab = -Cov(φ, l_ab). Susceptibilities are χ_xy = -Cov(φ, l_xy - L), which
+    differ from it by the same constant for every pair. Then the result differs by the coordinates of a constant
+    function, and satisfies Σ_a s_a χ_aa = E_q χ_xy = 0. `reconstruct` gives χ_xy from either.
 
     Raises:
         ValueError: if the shape does not fit the modes, or a value is not finite.
@@ -245,7 +256,10 @@ def reconstruct(pair: Float[ndarray, "a b *components"], modes: Modes) -> Float[
 
 
 class Energy(NamedTuple):
-    """How the energy Σ_ab χ_ab² = Σ_xy q(x) m(y) χ_xy² (over components, too) is spread over mode pairs."""
+    """How the energy Σ_ab χ_ab² = Σ_xy q(x) m(y) χ_xy², summed over components, is spread over mode pairs.
+
+    The last three fields are fractions of ``total``.
+    """
 
     total: float
     block: float
@@ -259,8 +273,8 @@ class Energy(NamedTuple):
 def energy(pair: Float[ndarray, "a b *components"], leading: int) -> Energy:
     """Energy of mode-pair susceptibilities, in the ``leading`` x ``leading`` block and on the diagonal.
 
-    Inside a group of equal singular values the diagonal depends on the basis that `decompose` has fixed; a block that
-    cuts no group does not.
+    Inside a group of equal singular values the energy on the diagonal depends on the basis that `decompose` chose. The
+    energy of a block does not, as long as its edge does not fall inside a group.
 
     Raises:
         ValueError: if ``leading`` is not between 1 and the number of modes, or all values vanish.
@@ -284,12 +298,18 @@ def response_map(
     scale: Float[ndarray, " components"] | None = None,
     rows: Literal["center"] | None = None,
 ) -> Float[ndarray, "components pairs"]:
-    """M, the linear map with η(xy) - η(x'y') = M (c(xy) - c(x'y')), coefficients flattened with b running fastest.
+    """The linear map M from mode-pair coefficients to standardised rows: η(xy) - η(x'y') = M (c(xy) - c(x'y')).
+
+    η(xy) is the row of a token over components, c(xy) its coefficients flattened with b running fastest.
 
     Args:
-        scale: what each component's column was divided by when it was standardised, its spread over tokens. (The mean
-            that the z-score subtracts drops out of differences.)
+        pair: mode-pair susceptibilities (`pair_susceptibilities`).
+        scale: the standard deviation over tokens by which each column was divided when it was standardised. (The mean
+            that the z-score subtracts cancels in differences.)
         rows: ``center`` if rows were centred over components.
+
+    Raises:
+        ValueError: if ``pair`` does not have the three axes (a, b, components).
     """
     pair = np.asarray(pair, dtype=np.float64)
     if pair.ndim != 3:
@@ -303,11 +323,18 @@ def response_map(
 def bound(
     response: Float[ndarray, "components pairs"], c: Float[ndarray, "*n a b"], other: Float[ndarray, "*n a b"]
 ) -> Float[ndarray, "*n"]:
-    """|M| |c - c'|, which |η(xy) - η(x'y')| cannot exceed; |M| is the largest singular value of M.
+    """An upper bound on the distance |η(xy) - η(x'y')| of two rows: |M| |c - c'|, with |M| the largest singular value.
 
-    With complete bases this distance says nothing about reasons: c(xy) of different tokens in context are orthogonal,
-    of length √(1/q(x) m(y)). The bound is informative where few mode pairs respond: then take ``response`` and the
-    coefficients over those pairs alone, and add what the others contribute.
+    With complete bases the bound says little: the coefficients c(xy) of different tokens in context are orthogonal, of
+    length √(1/(q(x) m(y))), so all are far apart. It is informative where few mode pairs respond. Then take
+    ``response`` and the coefficients over those pairs alone, and add what the other pairs contribute to the distance.
+
+    Args:
+        response: M, as from `response_map`.
+        c, other: coefficients of the two tokens in context (`pair_coefficients`).
+
+    Raises:
+        ValueError: if the coefficients do not fit M.
     """
     difference = np.asarray(c, dtype=np.float64) - np.asarray(other, dtype=np.float64)
     distance = np.sqrt((difference**2).sum(axis=(-2, -1)))
@@ -320,24 +347,28 @@ def bound(
 
 
 class CorpusModes(NamedTuple):
-    """Leading modes of the counts of (suffix of the context, next token)."""
+    """Leading modes of a corpus: a context is its last few tokens, and q(x, y) is a table of counts, normalised."""
 
     modes: Modes
     contexts: Int[ndarray, "contexts suffix"]
-    """Token ids of each context, oldest first; row numbers of the counts where counts were given."""
+    """Token ids of each context, oldest first. Where a table of counts was given: its row number, as one column."""
     tokens: Int[ndarray, " tokens"]
-    """Token id of each column."""
+    """Token id of each column. Where a table of counts was given: its column number."""
     kept: float
-    """Fraction of all counted pairs that the table holds."""
+    """Fraction of all counts that the table holds once rare contexts and tokens are left out."""
 
 
 def suffix_counts(
     ids: Int[ndarray, "windows length"], suffix: int = 1
 ) -> tuple[sparse.csr_array, Int[ndarray, "contexts suffix"], Int[ndarray, " tokens"]]:
-    """Counts of (last ``suffix`` tokens, next token), with the contexts and the tokens of its rows and columns.
+    """How often each token follows each context of ``suffix`` tokens.
 
     Args:
         ids: token windows, as an array or as `text.corpus.Windows`.
+
+    Returns:
+        The table of counts, (contexts, tokens); the token ids of each row's context, oldest first; the token id of each
+        column. Rows and columns are in ascending order of ids.
 
     Raises:
         ValueError: if ids are no integers of shape (windows, length), or no window is longer than the suffix.
@@ -369,19 +400,21 @@ def corpus_modes(
 
     Args:
         source: windows of token ids; or a scipy sparse table of counts, whose rows are contexts.
-        suffix: tokens that make a context.
-        modes: how many; fewer than the smaller side of the table.
+        suffix: how many tokens make a context.
+        modes: how many modes; fewer than the table has rows and than it has columns.
         tokens: inner product of token functions. ``weighted`` divides by the frequencies of both sides, so its leading
             modes are rare pairs that occur only with each other unless ``min_count`` keeps these out.
         min_count: contexts and tokens seen less often are left out.
-        max_contexts, max_tokens: the most frequent are kept.
+        max_contexts, max_tokens: only so many are kept, the most frequent.
+        seed: of the vector that ARPACK starts from.
 
-    The table is what is left, normalised; ``kept`` says how much that is. Frequencies stand for probabilities: modes
-    of rare contexts are mostly noise. A group of equal singular values that the cut at ``modes`` divides is not
-    identified, not even its span.
+    Counts of the contexts and tokens that are kept are normalised to sum to one; ``kept`` is their fraction of all
+    counts. These frequencies stand for probabilities, so modes of rare contexts are mostly noise. If the last mode
+    falls inside a group of equal singular values, the modes of that group are not identified, not even their span.
 
     Raises:
-        ValueError: source of another kind; nothing left; as many modes as the table has rows or columns, or more.
+        ValueError: for windows that are no integers (windows, length), counts that are negative or not finite, nothing
+            left, as many modes as the table has rows or columns or more, or an unknown ``tokens``.
     """
     if tokens not in TOKEN_PRODUCTS:
         raise ValueError(f"tokens must be 'plain' or 'weighted', got {tokens!r}")
@@ -411,7 +444,7 @@ def corpus_modes(
 def _frequent(
     counts: sparse.csr_array, min_count: int, max_contexts: int, max_tokens: int
 ) -> tuple[Int[ndarray, " contexts"], Int[ndarray, " tokens"]]:
-    """Rows and columns to keep: the most frequent, and among them all with enough counts left in the table."""
+    """Rows and columns to keep: the most frequent; of these, all that still have enough counts in what is kept."""
     total = (np.asarray(counts.sum(1)).ravel(), np.asarray(counts.sum(0)).ravel())
     rows = np.sort(np.argsort(-total[0], kind="stable")[:max_contexts])
     columns = np.sort(np.argsort(-total[1], kind="stable")[:max_tokens])

@@ -1,18 +1,24 @@
 r"""Walks, sweeps and conductance on a symmetric weighted graph.
 
-The *lazy* walk stays where it is with probability 1/2 and else follows an edge, by weight. With probability alpha it
-starts again at the seed. The personalised PageRank of a seed s is where it is found in the long run,
+The *lazy* walk jumps back to its seed with probability alpha. Otherwise it stays where it is with probability 1/2, and
+else follows an edge, chosen by weight. The personalised PageRank of a seed s is the probability to find the walk at
+each node in the long run,
 
     p = alpha e_s + (1 - alpha) W p,        W = (1 + A D⁻¹) / 2,
 
-A the weights, D the degrees. The paper's alpha is 0.001 [S]; that it is the teleport of the lazy walk is our reading
-[I]. The walk that never rests has the same vector at 2 alpha / (1 + alpha); networkx calls one minus that ``alpha``.
+with A the weights and D the diagonal of degrees. The paper's alpha is 0.001 [S]; that it belongs to the lazy walk is
+our reading [I]. The walk that never stays has the same vector at 2 alpha / (1 + alpha); networkx calls one minus that
+``alpha``.
 
-*Push* (Andersen, Chung and Lang, 2006) moves a residual r into p, so that p plus the PageRank of r stays exact, and
-stops when r is below ``tol`` times the degree everywhere. Then p is too small by less than ``tol`` times the degree.
-Each push at a node moves alpha r > alpha tol deg into p, so the degrees of all pushes sum to at most 1 / (alpha tol).
+*Push* (Andersen, Chung and Lang, 2006) approximates p from below. It moves a residual r step by step into p, so that p
+plus the PageRank of r stays exact, and stops when r is below ``tol`` times the degree at every node. Then p is too
+small by less than ``tol`` times the degree. Each push at a node moves alpha r >= alpha tol degree into p, and p sums to
+at most 1, so the degrees of all pushed nodes sum to at most 1 / (alpha tol).
 
-*Sweep*: order nodes by p / degree and take the prefix of least conductance.
+*Sweep*: order nodes by p / degree and take the prefix of least *conductance*: the weight of the edges that leave a set,
+over the sum of its degrees (or of those of the rest, if that is less).
+
+Tags: [S] from a careful secondary source on the paper, [I] inferred by us.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ _STEPS = 20_000_000
 
 
 def compiled(function):
-    """Compile at first use, and keep the machine code on disk where there is a folder to keep it in."""
+    """Compile a function with numba at its first call, and cache the machine code on disk where that is possible."""
     try:
         return numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # neither the library's folder nor the user's cache can be written
@@ -44,15 +50,15 @@ def compiled(function):
 def approximate_pagerank(
     graph: csr_array, seed: int, alpha: float = 0.001, tol: float = 1e-7
 ) -> tuple[Int[ndarray, " support"], Float[ndarray, " support"]]:
-    """Personalised PageRank by push, which visits only a part of a large graph: its work does not grow with the graph.
+    """Personalised PageRank by push. The number of pushes is bounded by alpha and tol, however large the graph is.
 
     Args:
         graph: (n, n) symmetric weights, as from `spectrolib.graph.knn_graph`. Symmetry is not checked: that would cost
             more than the push.
         seed: the node where the walk starts and starts again.
         alpha: teleport probability of the lazy walk, 0 < alpha < 1; 0.001 in the paper [S], read as lazy [I].
-        tol: the residual ends below tol x degree everywhere; 1e-7 in the paper [S]. At alpha = 0.001 the push stays
-            local only on graphs of ten million edges or more.
+        tol: the push ends when the residual is below tol x degree everywhere; 1e-7 in the paper [S]. With these two
+            values the push visits all of any graph with fewer than about ten million edges.
 
     Returns:
         The nodes with p > 0, by index, and p there. ``0 <= exact - p < tol * degree`` at every node.
@@ -80,13 +86,13 @@ def exact_pagerank(graph: csr_array, seed: int, alpha: float = 0.001, rtol: floa
 
     Args:
         graph, seed, alpha: as for `approximate_pagerank`.
-        rtol: least norm of the residual over that of the right-hand side.
+        rtol: the iteration ends when the norm of the residual is at most rtol times that of the right-hand side.
 
     Returns:
         p at every node; it sums to 1.
 
     Raises:
-        ValueError: as `approximate_pagerank`, and for a graph that is not symmetric.
+        ValueError: as `approximate_pagerank`; for a graph that is not symmetric; if the iteration does not reach rtol.
     """
     graph = checked(graph)
     _check_walk(graph, seed, alpha, rtol)
@@ -94,7 +100,7 @@ def exact_pagerank(graph: csr_array, seed: int, alpha: float = 0.001, rtol: floa
 
 
 def solve(graph: csr_array, degree: Float[ndarray, " n"], seed: int, alpha: float, rtol: float) -> Float[ndarray, " n"]:
-    """`exact_pagerank` on the nodes with a degree above 0, whose degrees these are."""
+    """`exact_pagerank` without checks. ``degree`` holds the row sums; nodes with degree 0 are left out of the walk."""
     root = np.sqrt(degree)
     inverse = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
 
@@ -109,7 +115,7 @@ def solve(graph: csr_array, degree: Float[ndarray, " n"], seed: int, alpha: floa
 def _conjugate_gradients(system, right: Float[ndarray, " n"], rtol: float) -> Float[ndarray, " n"]:
     """Solve ``system(x) = right`` by the method of Hestenes and Stiefel (1952).
 
-    Here rather than from scipy since its sums go through BLAS, which rounds differently on other numbers of threads.
+    Written out because scipy's sums go through BLAS, which rounds differently on another number of threads.
     """
     x, residual = np.zeros_like(right), right.copy()
     direction, square = residual.copy(), float((residual * residual).sum())
@@ -127,13 +133,14 @@ def _conjugate_gradients(system, right: Float[ndarray, " n"], rtol: float) -> Fl
 
 
 class Walk:
-    """A push on one graph, which can go on at a smaller tolerance, and start again elsewhere.
+    """A push on one graph that can continue at a smaller tolerance, or start again at another seed.
 
-    Its arrays are as long as the graph and set up once; what a push touches is cleaned up after it.
+    Its arrays have one entry a node and are allocated once. A new start resets only the entries that the last push
+    touched, so it is cheap on a large graph.
     """
 
     def __init__(self, graph: csr_array, degree: Float[ndarray, " n"]):
-        """``degree``: row sums; 0 = not known yet (it is then filled in), negative = the node is gone."""
+        """``degree``: row sums. 0 means not known yet (filled in when needed), negative that the node is removed."""
         n = graph.shape[0]
         self.graph, self.degree = graph, degree
         self.p, self.r = np.zeros(n), np.zeros(n)
@@ -147,16 +154,21 @@ class Walk:
         return self._touched[: self._state[2]]
 
     def support(self) -> Int[ndarray, " support"]:
+        """Nodes with p above 0, in the same order."""
         return self.touched[self.p[self.touched] > 0]
 
     def start(self, seed: int) -> None:
+        """Reset the walk: p is 0, and the residual is 1 at the seed."""
         self.p[self.touched] = 0
         self.r[self.touched] = 0
         self.r[seed], self._touched[0] = 1.0, seed
         self._state[2] = 1
 
     def push(self, alpha: float, tol: float, rest: float = 0.5) -> None:
-        """Push until the residual is below tol x degree everywhere; ``rest``: how often the walk stays where it is."""
+        """Push until the residual is below tol x degree everywhere.
+
+        ``rest`` is the probability that the walk stays where it is: 1/2 for the lazy walk, 0 for one that never stays.
+        """
         g = self.graph
         arrays = g.indptr, g.indices, g.data, self.degree, self.p, self.r, self._queue, self._queued, self._touched
         _fill_queue(*arrays, self._state, tol)
@@ -166,7 +178,7 @@ class Walk:
 
 @compiled
 def degree_of(indptr, indices, weights, degree, u):
-    """Degree of node u: the sum of its weights to nodes that are not removed. Kept in ``degree``."""
+    """Degree of node u: the sum of its weights to nodes that are not removed. It is also written into ``degree``."""
     total = 0.0
     for e in range(indptr[u], indptr[u + 1]):
         if degree[indices[e]] >= 0:
@@ -190,7 +202,7 @@ def _fill_queue(indptr, indices, weights, degree, p, r, queue, queued, touched, 
 
 @compiled
 def _push(indptr, indices, weights, degree, p, r, queue, queued, touched, state, alpha, tol, rest, steps):
-    """Push the queue, first in, first out; False if ``steps`` edges were followed before it was empty."""
+    """Push the nodes of the queue, first in, first out. Returns False if it stopped after ``steps`` edges instead."""
     n = len(p)
     head, length, count = state[0], state[1], state[2]
     while length > 0 and steps > 0:
@@ -231,9 +243,10 @@ def _push(indptr, indices, weights, degree, p, r, queue, queued, touched, state,
 
 
 def conductance(graph: csr_array, nodes: Int[ndarray, " m"]) -> float:
-    """Conductance of a set S: cut(S, rest) / min(vol S, vol rest), with vol the sum of degrees.
+    """Conductance of a set S: cut(S, rest) / min(vol S, vol rest).
 
-    0 for a set without edges to the rest, 1 for one without edges inside (and half of the volume at most).
+    cut is the weight of the edges between S and the rest, vol the sum of degrees. The result lies between 0, for a set
+    without edges to the rest, and 1, for a set of at most half the volume without edges inside.
 
     Raises:
         ValueError: if the set holds something that is not a node, or S or the rest has no volume.
@@ -257,9 +270,10 @@ class SweepCut:
     """The best prefix, in the order of the sweep: the shortest one, if several are best."""
     conductance: float
     order: Int[ndarray, " swept"]
-    """The nodes by falling value over degree, ties by index."""
+    """The nodes that were swept, by falling value over degree, ties by index."""
     profile: Float[ndarray, " swept"]
-    """Conductance of each prefix of ``order``; infinite where a side has no volume or half_volume rules it out."""
+    """Conductance of each prefix of ``order``; infinite for a prefix that does not count: one side has no volume, or
+    ``half_volume`` rules it out."""
 
 
 def sweep_cut(
@@ -274,7 +288,8 @@ def sweep_cut(
 
     Args:
         graph: (n, n) symmetric weights.
-        nodes, values: as from `approximate_pagerank`.
+        nodes, values: the nodes to order, and the value of each, as from `approximate_pagerank`. Nodes without edges
+            are left out.
         max_size: longest prefix that counts; any by default.
         half_volume: only prefixes with at most half of the graph's volume count. Andersen, Chung and Lang's theorem
             asks for it; whether the paper does is unknown to us.
@@ -297,7 +312,11 @@ def sweep_cut(
 
 
 def swept(graph, degree, nodes, values, volume, max_size=None, half_volume=False, inside=None):
-    """Order and profile of a sweep (`SweepCut`); ``inside`` may give n zeros to work with; they end as zeros."""
+    """``order`` and ``profile`` of a sweep (`SweepCut`), without checks.
+
+    ``volume`` is the sum of all degrees. ``inside`` may hand over n zeros as working memory; they are zeros again
+    after.
+    """
     has = degree[nodes] > 0
     nodes, values = nodes[has], values[has]
     order = nodes[np.lexsort((nodes, -values / degree[nodes]))][:max_size]
@@ -332,10 +351,10 @@ def _profile(indptr, indices, weights, degree, order, inside, total, limit):
 
 
 def checked(graph: csr_array) -> csr_array:
-    """A graph as these functions take it: square, symmetric, weights that are finite and not negative, no self-loops.
+    """The graph as float64, after a check that it is square, symmetric, non-negative, finite and without self-loops.
 
     Raises:
-        ValueError: which says which of these fails.
+        ValueError: if one of these does not hold; the message says which.
     """
     graph = _sparse(graph)
     if not np.isfinite(graph.data).all() or (graph.data < 0).any():
@@ -360,6 +379,7 @@ def _sparse(graph) -> csr_array:
 
 
 def node_list(nodes, n: int) -> Int[ndarray, " m"]:
+    """The nodes as int64, after a check that they are different whole numbers from 0 to n - 1 (else ValueError)."""
     nodes = np.asarray(nodes)
     if nodes.ndim != 1 or nodes.dtype.kind not in "iu":
         raise ValueError(f"nodes must be a list of whole numbers, got {nodes.dtype} of shape {nodes.shape}")
@@ -380,6 +400,7 @@ def _check_walk(graph: csr_array, seed: int, alpha: float, tol: float) -> None:
 
 
 def check_rates(alpha: float, tol: float) -> None:
+    """Refuse (ValueError) a teleport probability or a tolerance that is out of range."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must lie between 0 and 1, got {alpha}")
     if not (tol > 0 and math.isfinite(tol)):

@@ -1,7 +1,8 @@
 """Peeling: find the best cut around one seed after another, and remove each cluster that is cut from the graph.
 
-`spectrolib.clustering` is the way in. Here are the rest of a graph (`Rest`), the choice of seeds, and the two ways
-to look for the cut of one seed: `literal`, at the full tolerance at once, and `fast`, at small scales first.
+Users call `spectrolib.clustering.conductance_clusters`; this module holds its parts. `Rest` is what is left of the
+graph. `literal` and `fast` are the two ways to look for the cut of one seed: at the full tolerance of the push at once,
+or at small scales first. `judge` says whether a cut is a cluster.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from . import pagerank
 from .pagerank import Walk, compiled, degree_of
 
 FIRST_LOOK = 100
-"""The first scale of the fast method: tol = 1 / (FIRST_LOOK x mean degree) lets a walk reach about so many tokens."""
+"""The first tolerance of the fast method is 1 / (FIRST_LOOK x mean degree): the walk then reaches about this many
+tokens."""
 FINER = 0.5
 """Factor between the tolerances of one scale and the next."""
 STEADY = 0.8
 """Two scales agree on a cut if the sets have this Jaccard overlap."""
 EVERYWHERE = 0.75
-"""Once a walk has reached this part of all tokens, push is no longer local, and the exact vector costs less."""
+"""Once a walk has reached more than this part of the tokens that are left, the exact vector costs less than a push."""
 SPOKEN_FOR = 200
-"""Where a seed of the fast method fails, so many tokens at the start of its sweep are not tried either; 5 % at most."""
+"""When a seed of the fast method yields no cluster, this many tokens at the start of its sweep are not tried as seeds
+either; at most 5 % of the tokens that are left, and no more than its cut holds."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,14 @@ class Cut(NamedTuple):
     """The set that was cut, or would have been."""
     conductance: float
     spoken_for: Int[ndarray, " some"]
-    """Nodes, the first of that set, that are not tried as seeds after this one failed; or none."""
+    """The first nodes of that set, which are not tried as seeds if this one yields no cluster. May be empty."""
 
 
 class Rest:
-    """What is left of a graph once clusters are removed. Degrees are updated in place; arrays are rebuilt at half size.
+    """What is left of a graph once clusters are removed.
 
-    A node has a name, its number in the whole graph, and a place in the arrays here.
+    Removing nodes lowers the degrees of their neighbours in place. The arrays are rebuilt once more than half of their
+    nodes are gone. So a node has a *name*, its number in the whole graph, and a *place*, its index in the arrays now.
     """
 
     def __init__(self, graph: csr_array):
@@ -90,17 +94,20 @@ class Rest:
             self._set_up(self.graph[left][:, left])
 
     def sweep(self, nodes: Int[ndarray, " support"], values: Float[ndarray, " support"], options: Options):
-        """Order and profile of a sweep; see `spectrolib.pagerank.swept`."""
+        """Order (places) and profile of a sweep; see `spectrolib.pagerank.swept`."""
         return pagerank.swept(
             self.graph, self.degree, nodes, values, self.volume, options.max_size, options.half_volume, self._inside
         )
 
     def exact(self, seed: int, alpha: float, rtol: float = 1e-8) -> Float[ndarray, " n"]:
-        """The exact PageRank vector of a seed on what is left."""
+        """The exact PageRank vector, on what is left of the graph, of the seed at this place."""
         return pagerank.solve(self.graph, np.maximum(self.degree, 0), seed, alpha, rtol)
 
     def scores(self) -> Float[ndarray, " n"]:
-        """Conductance of each neighbourhood, a node with its neighbours; infinite where there is nothing to cut."""
+        """Conductance of each node's neighbourhood, the node with its neighbours.
+
+        Infinite for a removed node, one without edges, and where the neighbourhood is all that is left.
+        """
         g = self.graph
         return _neighbourhoods(g.indptr, g.indices, g.data, self.degree, self.volume)
 
@@ -147,7 +154,7 @@ def _neighbourhoods(indptr, indices, weights, degree, total):
 
 
 def by_score(scores: Float[ndarray, " n"]) -> Int[ndarray, " seeds"]:
-    """Nodes with a finite score, the lowest first, ties by index."""
+    """Nodes with a finite score, by rising score, ties by index."""
     candidates = np.flatnonzero(np.isfinite(scores))
     return candidates[np.argsort(scores[candidates], kind="stable")]
 
@@ -156,7 +163,7 @@ def by_score(scores: Float[ndarray, " n"]) -> Int[ndarray, " seeds"]:
 
 
 def literal(rest: Rest, seed: int, options: Options) -> Cut:
-    """Push to the full tolerance, sweep, and judge the best cut."""
+    """The cut of one seed (a place): push to ``options.tol``, sweep, and judge the best prefix."""
     walk = rest.walk
     walk.start(seed)
     walk.push(options.alpha, options.tol)
@@ -169,11 +176,13 @@ def literal(rest: Rest, seed: int, options: Options) -> Cut:
 
 
 def fast(rest: Rest, seed: int, options: Options) -> Cut:
-    """Push to a loose tolerance, and tighten it only while the best cut lies at the end of the sweep.
+    """The cut of one seed (a place), looked for at small scales first.
 
-    A cut counts when two scales agree on it. At the next scale the push goes on from where it was. Its walk never
-    rests, which gives the same vector for half of the work. When it has reached nearly all nodes, conjugate gradients
-    take less time for an exact vector.
+    The push starts at a loose tolerance, and sweep and `judge` follow. The tolerance is halved until two scales in a
+    row find the same cluster (Jaccard overlap of at least `STEADY`), a tighter tolerance can show nothing new, or
+    ``tol`` is reached. Each scale continues the push of the last. The walk never stays, which gives the same vector for
+    half of the work. Once it has reached most nodes (`EVERYWHERE`), conjugate gradients give the exact vector in less
+    time.
     """
     walk, wandering = rest.walk, 2 * options.alpha / (1 + options.alpha)
     walk.start(seed)
@@ -201,11 +210,17 @@ def fast(rest: Rest, seed: int, options: Options) -> Cut:
 
 
 def judge(profile: Float[ndarray, " swept"], alive: int, options: Options) -> tuple[str, int]:
-    """Whether a sweep's best prefix is a cluster, small or main body; and its length.
+    """Whether the best prefix of a sweep is a "cluster", "small" or "main body"; and its length.
 
-    "main body" if it covers ``main_body`` of what is alive or of all prefixes that count, or if conductance does not
-    rise to ``barrier`` times its value anywhere behind it: then the cut is where the sweep ends, not where a cluster
-    does. A component that nothing ties to the rest (conductance 0) is exempt from all but the first rule.
+    Prefixes count where ``profile``, their conductance, is finite. The best one is "main body" if
+
+    - no prefix counts, or it holds at least ``main_body`` of the nodes that are left (``alive``);
+    - it is at least ``main_body`` times as long as the longest prefix that counts;
+    - no longer prefix has ``barrier`` times its conductance. The profile then still falls where the sweep ends, so the
+      cut marks the end of the sweep and not the edge of a cluster.
+
+    The last two rules do not apply to a connected component, whose conductance is 0. A prefix that is not "main body"
+    is "small" below ``min_size`` nodes, else a "cluster".
     """
     counted = np.flatnonzero(np.isfinite(profile))
     best = int(profile.argmin()) + 1
@@ -218,5 +233,6 @@ def judge(profile: Float[ndarray, " swept"], alive: int, options: Options) -> tu
 
 
 def overlap(a: Int[ndarray, " a"], b: Int[ndarray, " b"]) -> float:
+    """Jaccard overlap of two sets: the size of their intersection over that of their union."""
     common = len(np.intersect1d(a, b, assume_unique=True))
     return common / (len(a) + len(b) - common)

@@ -19,16 +19,17 @@ Coupled chains
 --------------
 A chain can run as a *team*: chains that share noise and minibatches, each of them an ordinary SGLD chain.
 
-* ``antithetic``: a second chain with mirrored noise, -ξ for ξ. What is odd in w - w* cancels in means over both.
+* ``antithetic``: a second chain with mirrored noise, -ξ for ξ. Where the loss is close to quadratic around w*, the two
+  chains lie nearly opposite each other, and terms of odd order in w - w* nearly cancel in the mean over both.
 * ``tilt`` = η: chains at nβ + η and nβ - η. Since ∂ log p / ∂(nβ) = -(L - <L>), the one-chain susceptibility is a
-  derivative, and a difference between two means at hand:
+  derivative with respect to nβ, which a difference between the two chains' means estimates:
 
       -Cov[L, f] = ∂<f> / ∂(nβ) = ( <f>_{nβ+η} - <f>_{nβ-η} ) / 2η + O(η²).
 
-  With common noise the two positions stay close, and their difference has a small variance where the sample covariance
-  has a large one: it is an average of responses, not of products of fluctuations. This needs chains that forget their
-  start (γ sees to that). See Assaraf, Jourdain, Lelièvre and Roux (2018) for this way to take sensitivities of a
-  stationary law. The mean over both is the mean at nβ up to O(η²).
+  With common noise the two positions stay close, so this difference has a much smaller variance than the sample
+  covariance, which averages products of fluctuations. The method needs chains that forget their start; the pull of γ
+  towards w* sees to that. It is described by Assaraf, Jourdain, Lelièvre and Roux (2018). The mean over both chains is
+  the mean at nβ up to O(η²).
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ class Settings:
     """
 
     nbeta: float = 10.0
-    """Inverse temperature times sample size: the weight of the loss. 0 samples the Gaussian control."""
+    """nβ, inverse temperature times sample size: the weight of the loss. With 0 the loss has no weight and the
+    posterior is the Gaussian around w* alone, which serves as a control."""
     gamma: float = 300.0
-    """Localisation: the precision of the Gaussian around w*."""
+    """Localisation γ: the precision (inverse variance) of the Gaussian around w*."""
     step_size: float = 3e-4
     """ε of the update."""
     batch_size: int = 16
@@ -92,7 +94,9 @@ class Settings:
     tilt: float = 0.0
     """η: each chain runs at nβ + η and at nβ - η with the same noise (module docstring). 0: at nβ alone."""
     max_rise: float = 10.0
-    """Largest rise of the loss that is still local, nats: above L(w*), or, in minibatches, above the first one."""
+    """The largest rise of the loss, in nats, that still counts as local; a chain that exceeds it ends with
+    `ChainError`. At every step the minibatch loss is compared with that of the first step, and at every draw of a
+    measurement the loss on fixed windows with L(w*)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -127,7 +131,10 @@ class Settings:
 
     @property
     def members(self) -> list[Member]:
-        """The chains of a team (module docstring); a single one where chains are not coupled."""
+        """The chains of a team: 4, 2 or 1, as ``antithetic`` and ``tilt`` are both, one or none in use.
+
+        Order: not mirrored before mirrored; within each, nβ + η before nβ - η.
+        """
         tilts = (self.tilt, -self.tilt) if self.tilt else (0.0,)
         return [
             Member(self.nbeta + tilt, mirrored, tilt)
@@ -137,15 +144,15 @@ class Settings:
 
     @property
     def needs_gradient(self) -> bool:
-        """False for the plain nβ = 0 control, whose update never looks at the loss."""
+        """Whether any chain of a team needs the gradient of the loss; False for plain SGLD at nβ = 0."""
         return any(self.drives(member) for member in self.members)
 
     def drives(self, member: Member) -> bool:
-        """Whether the gradient of the loss enters the updates of a chain."""
+        """Whether the gradient of the loss enters the updates of a chain: through nβ, or through the preconditioner."""
         return member.nbeta != 0 or self.preconditioner != "none"
 
     def plain(self) -> Settings:
-        """The same posterior from uncoupled chains, with as many draws in all."""
+        """Settings for the same posterior with uncoupled chains, and as many draws in all."""
         return replace(self, draws=self.draws * len(self.members), antithetic=False, tilt=0.0)
 
     def relaxed_fraction(self, precondition: float = 1.0) -> float:
@@ -163,7 +170,7 @@ def _require_integer(settings: Settings, name: str, least: int) -> None:
 
 
 class ChainError(RuntimeError):
-    """A chain met a loss that is not finite or far above its local range."""
+    """The loss of a chain became non-finite, or rose by more than ``Settings.max_rise``."""
 
 
 def stable_seed(*parts: object) -> int:
@@ -173,9 +180,13 @@ def stable_seed(*parts: object) -> int:
 
 
 def minibatches(windows: int, settings: Settings, chain: int) -> Iterator[np.ndarray]:
-    """Indices of the windows of each minibatch, without end: a new random order at each pass over the windows.
+    """An endless stream of minibatches: arrays of ``settings.batch_size`` window indices.
 
-    The order depends on the seed and, unless the chains share their batches, on the chain; never on the component.
+    Each pass over the windows takes them in a new random order. The order depends on the seed and, unless the chains
+    share their batches, on the chain; never on the component.
+
+    Raises:
+        ValueError: if there are no windows.
     """
     if windows < 1:
         raise ValueError("there are no sampling windows: give at least one")
@@ -189,12 +200,13 @@ def minibatches(windows: int, settings: Settings, chain: int) -> Iterator[np.nda
 
 
 class Chain:
-    """One SGLD chain: a position in the weights of a component, its preconditioner and its noise.
+    """One SGLD chain: its current weights, the state of its preconditioner, and its noise generator.
 
     Args:
         start: w* restricted to the component, flat.
-        name: the component; with ``settings.seed`` and ``chain`` it fixes the noise.
-        member: its nβ and the sign of its noise within a team; by default a chain on its own.
+        name: the component. Name, ``settings.seed`` and ``chain`` together fix the noise.
+        chain: number of the chain.
+        member: nβ and the sign of the noise, for a chain of a team; by default those of a chain on its own.
     """
 
     def __init__(
@@ -218,14 +230,22 @@ class Chain:
             self.square = torch.full_like(self.position, begin)
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """G_t, after v_t has taken in the gradient (module docstring)."""
+        """Update v_t with the gradient, and return G_t (module docstring)."""
         s = self.settings
         self.square.mul_(s.rms_decay).addcmul_(gradient, gradient, value=1 - s.rms_decay)
         correction = 1 - s.rms_decay**self.steps if s.preconditioner == "rmsprop_corrected" else 1.0
         return (self.square / correction).sqrt_().add_(s.rms_epsilon).reciprocal_()
 
     def step(self, gradient: Float[Tensor, " parameters"] | None) -> None:
-        """One update with the gradient of the mean loss; None where the update does not need it."""
+        """One SGLD update, in place.
+
+        Args:
+            gradient: of the mean minibatch loss at ``position``. None leaves the loss out, which only plain SGLD can
+                do.
+
+        Raises:
+            ValueError: if the chain is preconditioned and there is no gradient.
+        """
         s = self.settings
         self.steps += 1
         drift = (self.position - self.centre).mul_(s.gamma)
@@ -243,7 +263,10 @@ class Chain:
             self.position.addcmul_(scale.sqrt_(), noise, value=amplitude)
 
     def check(self, rise: float, draw: int) -> None:
-        """Raise a `ChainError` unless the loss is finite and rose by no more than ``max_rise``."""
+        """Raise a `ChainError` unless the rise of the loss (nats) is finite and at most ``max_rise``.
+
+        ``draw`` is the number of the draw that the message names.
+        """
         s = self.settings
         if math.isfinite(rise) and rise <= s.max_rise:
             return
@@ -292,10 +315,13 @@ class Sampled(Protocol):
 
 
 def lockstep(chains: Sequence[Chain], gradients: Gradients, settings: Settings) -> Iterator[Draw]:
-    """Advance the chains together and yield every draw, so that they can share what a minibatch costs.
+    """Advance all chains one step at a time, with one call of ``gradients`` a step, and yield every draw.
+
+    Moving together lets the chains share the cost of a minibatch. ``gradients`` gets the positions of the chains that
+    need the loss (`Settings.drives`), and no others.
 
     Raises:
-        ChainError: at the step at which a loss is not finite, or far above its local range.
+        ChainError: at the first step at which a loss is not finite or rose by more than ``settings.max_rise``.
     """
     driven = [chain for chain in chains if chain.driven]
     free = [chain for chain in chains if not chain.driven]
@@ -319,7 +345,10 @@ def lockstep(chains: Sequence[Chain], gradients: Gradients, settings: Settings) 
 
 
 def _advance(driven: Sequence[Chain], gradients: Gradients, first: Sequence[float], draw: int) -> Sequence[float]:
-    """One step of the chains that look at the loss; returns the losses before it. Gradients end with the step."""
+    """One step of the chains that need the loss; returns their losses before the step.
+
+    The gradients go out of scope here, so their memory is free before the caller evaluates a draw.
+    """
     losses, slopes = gradients([chain.position for chain in driven])
     for chain, loss, begin, slope in zip(driven, losses, first or losses, slopes, strict=True):
         chain.check(loss - begin, draw)
@@ -336,19 +365,20 @@ def sample(
     windows=None,
     chain: int = 0,
 ) -> Iterator[Draw]:
-    """The draws of one chain, one by one; where chains are coupled, those of its team (`Settings.members`).
+    """The draws of one chain, one by one. Where chains are coupled, a draw holds the whole team (`Settings.members`).
 
     Args:
-        potential_or_model: a differentiable function L(w) of a flat tensor, or a model (`Sampled`).
+        potential_or_model: a differentiable function L(w) of a flat tensor that returns a scalar tensor, or a model
+            (`Sampled`).
         settings: the posterior and its sampler; ``draws`` draws are yielded.
         start: w*, for a function.
         component: the block of weights that moves, for a language model; every other weight stays as it is.
         windows: `Windows` or an integer array (windows, length) from which minibatches are drawn, for a language model.
-        chain: number of the chain: chains of one seed differ in their noise.
+        chain: number of the chain. Chains with the same seed and different numbers differ in their noise.
 
     Raises:
         ValueError: for an unknown component, or where ``start`` or ``windows`` is missing.
-        ChainError: if the loss is not finite or far above its local range.
+        ChainError: if the loss is not finite or rises by more than ``settings.max_rise``.
     """
     if isinstance(potential_or_model, Sampled):
         if windows is None:
