@@ -1,12 +1,11 @@
-"""Losses with a component silenced: what it adds to the residual, replaced by the mean of that over the text.
+"""Losses with a component silenced: its output to the residual stream is replaced by its mean over the text.
 
-This is mean ablation. The component then says the same wherever it is asked, so what is lost is all that it tells one
-context from another; a constant that it adds everywhere stays. For a head the output is its own part of the projection
-after attention, for a group of heads the sum of theirs, for an MLP its whole output.
+This is mean ablation. A silenced component adds the same vector everywhere. What is lost is how its output depends on
+the context; its constant part stays. The output of a head is its own part of the projection after attention, that of a
+group of heads the sum of theirs, that of an MLP its whole output.
 
-Embedding and unembedding have no such output. Without the one nothing is left that could tell contexts apart, without
-the other nothing that could tell tokens apart: every loss rises to that of a model that never reads. So they are left
-out.
+Embedding and unembedding cannot be silenced. Without the embedding no context could be told from another, and without
+the unembedding no token: every loss would rise to that of a model that does not read.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from .layers import attention_of, mlp_of, norm, norms_of
 
 
 def silenceable(names: Sequence[str]) -> list[str]:
-    """Those of the components that can be silenced: heads, groups of heads, MLPs."""
+    """Those of the named components that can be silenced: heads, groups of heads and MLPs."""
     return [name for name in names if Component.of(name).layer is not None]
 
 
@@ -33,11 +32,11 @@ def silenced_losses(
 ) -> Float[Tensor, "components windows time"]:
     """Loss of every token but the first of each window, with each component silenced in turn, nats.
 
-    What lies before a layer is computed once for all of its components.
+    What comes before a layer is computed once for all components of the layer.
 
     Args:
         names: heads, groups of heads, MLPs.
-        windows: `Windows`, or token ids (windows, length); they are the text that the mean is taken over, too.
+        windows: `Windows`, or token ids (windows, length). The mean output is taken over the same windows.
         report: called with the number of tokens whose losses were found since the last call.
 
     Raises:
@@ -76,7 +75,7 @@ class _Layer:
     def outputs(
         self, ids: Int[Tensor, "windows length"]
     ) -> tuple[Float[Tensor, "tokens width"], Iterator[Float[Tensor, "tokens width"]]]:
-        """The residual after the layer, or where its MLP reads it after attention, and what each member adds."""
+        """The residual after the layer (after attention, if the MLP reads that), and the output of each member."""
         shape, inputs = self.engine.shape, ids[:, :-1]
         x = self.engine.residual(inputs, self.layer)
         after, context = (self.frozen.forward if shape.parallel else self.frozen.attend)(x, inputs.shape[1])
@@ -92,7 +91,7 @@ class _Layer:
         return context[:, columns] @ own
 
     def means(self, chunks: Sequence[Int[Tensor, "windows length"]]) -> list[Float[Tensor, " width"]]:
-        """Of what each member adds, over all tokens that are read."""
+        """The mean output of each member over all tokens that the model reads."""
         totals, tokens = [0.0] * len(self.members), 0
         for chunk in chunks:
             after, outputs = self.outputs(chunk)
@@ -103,7 +102,7 @@ class _Layer:
     def losses(
         self, ids: Int[Tensor, "windows length"], means: Sequence[Float[Tensor, " width"]]
     ) -> Iterator[Float[Tensor, "windows time"]]:
-        """With each member's output at its mean."""
+        """Losses with each member's output replaced by its mean, in turn."""
         after, outputs = self.outputs(ids)
         for member, output, mean in zip(self.members, outputs, means, strict=True):
             x = after + mean if member.kind == "mlp" and not self.engine.shape.parallel else after - output + mean

@@ -1,4 +1,4 @@
-"""Activations of a language model: any layer's residual stream, what attention or MLP add to it, the MLP's neurons.
+"""Activations of a language model: a layer's residual stream, what attention or the MLP adds to it, the MLP's neurons.
 
 Sites have names, as components have: "l3 residual" is the residual stream after layer 3, counted from 0.
 """
@@ -39,7 +39,11 @@ def place(site: str, layers: int | None = None) -> tuple[int, str]:
 def layer_parts(
     engine: Engine, ids: Int[Tensor, "windows time"], layer: int
 ) -> dict[str, Float[Tensor, "tokens axes"]]:
-    """Residual before and after a layer, and what attention and MLP add between."""
+    """Activations of one layer at w*, by name.
+
+    "before" and "residual" are the residual stream before and after the layer, "attention" and "mlp" what these add to
+    it, "neurons" the MLP's inner activations. For layer -1 there is only "residual", the embedded tokens.
+    """
     before = engine.residual(ids, max(layer, 0))
     if layer < 0:
         return {"residual": before}
@@ -85,7 +89,13 @@ def activations(model, windows, site: str) -> Float[ndarray, "windows time axes"
 
 
 def untrained(model, seed: int = 0) -> Engine:
-    """The model's engine with the entries of each of its tensors shuffled: the same numbers, nothing learned."""
+    """An engine whose weights are those of the model, with the entries of each tensor shuffled: a control that keeps
+    the distribution of the weights and nothing that was learned.
+
+    Args:
+        model: a `LanguageModel`, or its `Engine`.
+        seed: of the shuffling.
+    """
     rng = np.random.default_rng(seed)
     mixed = {name: rng.permutation(w.cpu().numpy().ravel()).reshape(w.shape) for name, w in model.weights.items()}
     return Engine(model.shape, {name: torch.from_numpy(w) for name, w in mixed.items()})
@@ -100,7 +110,15 @@ def spliced_loss(
     part: str,
     values: Float[Tensor, "tokens width"],
 ) -> float:
-    """Mean loss with ``values`` in place of what a part of a layer gives, nats per token."""
+    """Mean loss with ``values`` in place of the activations of one part of a layer, nats per token.
+
+    Args:
+        inputs: token ids that the model reads.
+        targets: the next token at each of their positions.
+        layer: number of the layer.
+        part: "residual" replaces the residual stream after the layer; "attention" or "mlp" what that part adds.
+        values: one row for each token of ``inputs``, window by window.
+    """
     size = max(1, engine.tokens_per_pass // inputs.shape[1])
     total = 0.0
     pieces = values.float().to(engine.device).split(size * inputs.shape[1])

@@ -1,4 +1,4 @@
-"""Whether a model is read as it was saved: the losses of a few tokens by the engine, and by transformers."""
+"""A check that a model is read correctly: the engine's losses on a few tokens against those of transformers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from ..text.corpus import BUNDLED, Windows
 from .loading import LanguageModel, engine_of
 
 TOLERANCE = 0.01
-"""Nats that the loss of a token may differ by. In float32 two right ways to compute it are 1e-4 apart or less."""
+"""The largest difference of a token's loss, in nats, that passes. In float32, correct results differ by 1e-4 or
+less."""
 
 
 def wants_check(model: LanguageModel) -> bool:
-    """Whether `check_agreement` is worth its seconds: not for the bundled model, nor for what is no folder's."""
+    """Whether `check_agreement` is worth its time: not for the bundled model, nor for a GGUF file."""
     return model.path is None or (model.path != BUNDLED and (model.path / "config.json").is_file())
 
 
@@ -29,7 +30,7 @@ def check_agreement(model: LanguageModel, windows: Windows) -> float:
         The largest difference, nats.
 
     Raises:
-        ValueError: if it is larger than `TOLERANCE`, or no number: the model is not read as it was saved.
+        ValueError: if it is larger than `TOLERANCE`, or NaN.
     """
     window = windows.take(slice(1))
     ours = engine_of(model).losses(window).flatten().cpu()

@@ -44,9 +44,9 @@ class Component:
 
     kind: Kind
     layer: int | None = None
-    """Of a head, a group of heads or an MLP; the others belong to no layer."""
+    """The layer of a head, a group of heads or an MLP; None for the others."""
     index: int | None = None
-    """Of a head or a group: its number in the layer."""
+    """The number of a head or a group in its layer; None for the others."""
 
     @classmethod
     def of(cls, name: str | Component) -> Component:
@@ -73,7 +73,7 @@ class Component:
 
     @property
     def prefix(self) -> int | str:
-        """Equal for components with the same frozen layers before them, which are those of one layer."""
+        """What comes before the component: equal for all components of one layer, different for any others."""
         return self.kind if self.layer is None else self.layer
 
 
@@ -102,7 +102,7 @@ def names(shape: Shape) -> list[str]:
 
 @functools.cache
 def _known(shape: Shape) -> dict[str, Component]:
-    """All names that a model knows: its components, single heads, the whole."""
+    """All names that a model's components can be asked for by: those of `names`, single heads, and ``full``."""
     heads = [str(Component("head", layer, i)) for layer in range(shape.layers) for i in range(shape.heads)]
     return {name: Component.of(name) for name in (*names(shape), *heads, FULL)}
 
@@ -121,7 +121,7 @@ def layer_of(component: str) -> int | None:
 
 
 def check_component(component: str | Component, shape: Shape) -> Component:
-    """The component of that name. Raises a ValueError unless the model has it, or it is ``full``."""
+    """The component of that name (``full`` included). Raises a ValueError if the model has none of this name."""
     if found := _known(shape).get(str(component)):
         return found
     last = shape.layers - 1
@@ -153,7 +153,7 @@ class Heads(NamedTuple):
         return cls(range(group * shape.shared, (group + 1) * shape.shared), group)
 
     def columns(self, shape: Shape) -> slice:
-        """The columns of their outputs among those of all heads."""
+        """The columns of these heads in the concatenated outputs of all heads of the layer."""
         return slice(self.queries.start * shape.head_dim, self.queries.stop * shape.head_dim)
 
 

@@ -1,6 +1,6 @@
-"""The fast path: a model whose weights move in one component at a time.
+"""Fast losses and gradients of a model in which the weights of one component at a time are moved away from w*.
 
-Moving one component leaves most of a forward pass as it was, and the engine computes only the rest:
+Moving one component leaves most of a forward pass as it was. The engine computes only what changes:
 
 * A layer adds attention and MLP to the residual, so the residual after the component is a constant plus the component:
   ``rest + component(weights, x)``. What lies before the component is computed once for all windows; what lies after it
@@ -46,14 +46,16 @@ from .loss import centred, sweep
 from .shapes import Shape
 
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 65_536}
-"""Tokens of all streams together in one pass: small enough for a core's cache, large enough to fill a GPU."""
+"""Tokens in one pass, summed over components that run together: few enough for a core's cache, or to fill a GPU."""
 CACHE_BYTES = 512 * 2**20
-"""Activations that no component moves are kept for all windows up to this size, else computed at each use."""
+"""Activations that do not depend on the moving component are stored up to this size; above, they are computed again at
+each use."""
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: the last bits depend on their number, and several processes are faster than threads."""
+    """Run torch on one thread. The last bits of results depend on the number of threads, and on a processor several
+    processes are faster than several threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -128,9 +130,13 @@ class Engine:
         gradient: bool = False,
         weights: Float[Tensor, " tokens"] | None = None,
     ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "tokens width"] | None]:
-        """Losses from the residual before ``layer`` on, and the gradient of their sum with respect to it if asked.
+        """Losses, in nats, given the residual before a layer; with ``gradient`` also the gradient of their sum.
 
         Args:
+            x: the residual stream before ``layer``.
+            layer: the first layer to run.
+            targets: the next token at each position.
+            gradient: whether to return the gradient of the summed losses with respect to ``x``, else None.
             weights: of each token's loss in that sum; 1 by default.
         """
         kept = [] if gradient else None
@@ -159,9 +165,9 @@ class Engine:
         return ids.split(max(1, self.tokens_per_pass // (ids.shape[1] - 1)))
 
     def group(self, names: Sequence[str | Component]) -> Group:
-        """The components ``names``, which must share a prefix (see `groups`), ready to be moved together.
+        """The `Group` of the components ``names``, which must share a prefix (see `groups`).
 
-        A name may be given several times: so many copies of the component move, each on its own.
+        A name may be given several times; then that many copies of the component move independently.
 
         Raises:
             ValueError: for an unknown component, or components of different groups.
@@ -173,7 +179,7 @@ class Engine:
 
 
 def groups(names: Sequence[str | Component]) -> list[tuple[str, ...]]:
-    """Components by the prefix that they share: those of one layer together, every other one alone."""
+    """Components sorted into groups that share a prefix: those of one layer together, every other one alone."""
     found: dict[object, list[str]] = {}
     for name in names:
         found.setdefault(Component.of(name).prefix, []).append(str(name))
@@ -191,9 +197,9 @@ def _placed(piece: Tensor, whole: Tensor, start: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Cached:
-    """Windows with those activations at w* that do not depend on the moving component; None if they are not kept.
+    """Windows, with the activations at w* that do not depend on the moving component; None where they are not stored.
 
-    For heads and MLPs they are those of their layer; ``unembed`` needs the residual after the last layer alone.
+    For heads and MLPs these are activations of their layer; ``unembed`` needs only the residual after the last layer.
     """
 
     ids: Int[Tensor, "windows length"]
@@ -201,7 +207,7 @@ class Cached:
     context: Float[Tensor, "windows time heads_dim"] | None = None
     """The heads' outputs before their projection."""
     after: Float[Tensor, "windows time width"] | None = None
-    """The residual after the layer; after attention in models whose MLP reads that."""
+    """The residual after the layer; in models whose MLP reads the residual after attention, that one."""
 
     def take(self, rows) -> Cached:
         """Some of the windows."""
@@ -210,7 +216,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What the components of the group need of a batch of windows: all of it independent of the moving weights."""
+    """What the components of a group need for a batch of windows; none of it depends on the moving weights."""
 
     ids: Int[Tensor, "windows length"]
     entering: Mapping[Component, Float[Tensor, "tokens width"]]
@@ -220,7 +226,10 @@ class _Prepared:
 
 
 class Group:
-    """Components that share a prefix, each with weights of its own: their losses and gradients on shared windows."""
+    """Losses and gradients of several components that share a prefix, each at a position of its own, on shared windows.
+
+    Positions are flat tensors, one for each member, as in ``start``.
+    """
 
     def __init__(self, engine: Engine, members: tuple[Component, ...]):
         self.engine, self.members = engine, members
@@ -236,7 +245,7 @@ class Group:
 
     @functools.cached_property
     def start(self) -> list[Float[Tensor, " parameters"]]:
-        """w* restricted to each component, flat; the chains of a team share theirs."""
+        """w* restricted to each member, flat. Copies of one component share a tensor."""
         own = {name: gather(self.engine.weights, owned) for name, owned in self.blocks.items()}
         return [own[str(member)] for member in self.members]
 
@@ -244,7 +253,7 @@ class Group:
 
     @torch.no_grad()
     def cache(self, windows) -> Cached:
-        """Windows with what the component needs of the frozen part, computed once if it fits `CACHE_BYTES`."""
+        """Windows with the activations at w* that the members need; bare ids if these exceed `CACHE_BYTES`."""
         ids = self.engine.ids(windows)
         floats = ids[:, 1:].numel() * self.engine.shape.width * (1 if self.layer is None else 3)
         if self.whole or 4 * floats > CACHE_BYTES:
@@ -287,13 +296,13 @@ class Group:
         return _Prepared(cached.ids, entering, rest)
 
     def _heads(self, member: Component) -> Heads:
-        """The heads whose outputs depend on the component: where keys and values are shared, all that share them."""
+        """The heads whose outputs depend on the member: where keys and values are shared, all heads that share them."""
         shape = self.engine.shape
         heads = Heads.of(member, shape)
         return heads if shape.shared == 1 else Heads.sharing(heads.group, shape)
 
     def _all_that_share(self, member: Component, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Weights of all heads that share keys and values with a single one, from those of the one."""
+        """Weights of all heads that share keys and values with one head: this one's as given, the others' at w*."""
         shape = self.engine.shape
         heads = self._heads(member)
         if Heads.of(member, shape) == heads:
@@ -303,7 +312,7 @@ class Group:
         start = (Heads.of(member, shape).queries.start - heads.queries.start) * shape.head_dim
         return [_placed(piece, within, start) for piece, within in zip(pieces, whole, strict=True)]
 
-    # What does
+    # What depends on the moving weights
 
     def _output(
         self, member: Component, pieces: Sequence[Tensor], prepared: _Prepared
@@ -327,7 +336,7 @@ class Group:
         return heads.out.onto(rest, context.flatten(0, 1), shape)
 
     def _before_mlp(self, members: Sequence[Component]) -> list[int]:
-        """Members that the MLP of their layer has yet to read: heads, unless the residuals are parallel."""
+        """Members whose output the MLP of their layer reads: heads, unless attention and MLP run in parallel."""
         if self.engine.shape.parallel or self.layer is None:
             return []
         return [i for i, member in enumerate(members) if member.kind != "mlp"]
@@ -340,8 +349,8 @@ class Group:
         into: Sequence[Tensor] | None = None,
         weights: Float[Tensor, " tokens"] | None = None,
     ) -> Float[Tensor, "members tokens"]:
-        """Losses of some members of the group; the gradient of their sum, by the weights of tokens if there are any, is
-        added ``into`` flat tensors if given."""
+        """Losses of some members. If ``into`` is given, the gradient of their sum (weighted by ``weights``) is added to
+        these flat tensors, one for each member."""
         learn, targets = into is not None, prepared.ids[:, 1:]
         pieces = [split(flat.detach(), self.shapes[str(member)]) for flat, member in zip(flats, members, strict=True)]
         slopes = [split(flat, self.shapes[str(member)]) for flat, member in zip(into or (), members, strict=learn)]
@@ -388,7 +397,7 @@ class Group:
         return losses, slope
 
     def _passes(self, windows: int, time: int) -> Iterator[tuple[slice, list[list[int]]]]:
-        """Slices of the windows, each with the members that go through together: at most `tokens_per_pass` tokens."""
+        """Slices of the windows, each with packs of members that run together: at most ``tokens_per_pass`` tokens."""
         limit = self.engine.tokens_per_pass
         rows = min(windows, max(1, limit // time))
         together = 1 if self.unembed is not None else max(1, limit // (rows * time))  # weights of its own, to the end
@@ -399,7 +408,12 @@ class Group:
 
     @torch.no_grad()
     def losses(self, positions: Sequence[Tensor], cached: Cached) -> Float[Tensor, "components windows time"]:
-        """Loss of every token but the first of each window, for each component at its position, nats."""
+        """Loss of every token but the first of each window, for each member at its position, in nats.
+
+        Args:
+            positions: flat weights of each member.
+            cached: the windows, from `cache`.
+        """
         windows, time = cached.ids.shape[0], cached.ids.shape[1] - 1
         result = positions[0].new_empty(len(self.members), windows, time)
         for rows, packs in self._passes(windows, time):
@@ -417,10 +431,13 @@ class Group:
         rows: Int[np.ndarray, " batch"],
         weights: Float[Tensor, "batch time"] | None = None,
     ) -> tuple[list[float], list[Tensor]]:
-        """Mean loss on the windows ``rows``, and its gradient with respect to each component's weights.
+        """Mean loss of each member on the windows ``rows``, in nats, and its gradient with respect to its weights.
 
         Args:
-            weights: of each token's loss, in place of the mean: then Σ weights · losses, and its gradient.
+            positions: flat weights of each member.
+            cached: windows, from `cache`.
+            rows: which of them to use.
+            weights: if given, Σ weights · losses takes the place of the mean loss.
         """
         gradients = [torch.zeros_like(position) for position in positions]
         totals = positions[0].new_zeros(len(positions))

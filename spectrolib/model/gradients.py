@@ -1,20 +1,21 @@
 r"""The gradient of every token's loss with respect to every component's weights at w*, sketched.
 
-Shake a component a little, with independent noise of variance 1/γ on each weight, and look at two tokens' losses. To
-first order each moves by the product of its gradient with the noise, so that
+Add independent noise of variance 1/γ to each weight of a component, and look at the losses of two tokens. To first
+order each changes by the inner product of its gradient with the noise, so that
 
     Cov_C( l_xy, l_x'y' ) = ∇_C l_xy · ∇_C l_x'y' / γ  +  O(1/γ²)        (nβ = 0) [D].
 
-So gradients are the channels of resolved rows (`estimator`) without a chain: no sampling noise, no γ, ε or draws to
-choose. A gradient has as many entries as the component has weights. What is kept is a *sketch*: its product with a
-random matrix S of ``width`` columns, entries ±1/√width, of its own for each component. Inner products of sketches are
-those of gradients on average over S, with a relative variance of about 2/width.
+So gradients can take the place of the channels of resolved rows (`estimator`), without a chain: there is no sampling
+noise, and no γ, ε or number of draws to choose. A gradient has as many entries as the component has weights. What is
+kept is a *sketch*: its product with a random matrix S of ``width`` columns and entries ±1/√width. Each component has an
+S of its own. Inner products of sketches equal those of gradients on average over S; a squared length has a relative
+variance of about 2/width.
 
-One backward pass for each token gives the gradients of all components. Of it only what a token needs is computed: its
-own row of the unembedding, and the positions before it. For a matrix W that maps x to y the gradient is Σ_s δ_s x_sᵀ
-over positions s, with δ_s the gradient with respect to y_s. Where a side of W is longer than `SIDE` (a vocabulary, a
-wide layer), that side is first brought to `REDUCED` dimensions by a random matrix of its own, which adds 2/`REDUCED`
-for each such side to the variance.
+One backward pass for each token gives the gradients of all components. It runs only through what the token depends on:
+its own row of logits, and the positions up to it. For a matrix W that maps x to y the gradient is Σ_s δ_s x_sᵀ over
+positions s, with δ_s the gradient with respect to y_s. Where a side of W is longer than `SIDE` (a vocabulary, a wide
+layer), that side is first reduced to `REDUCED` dimensions by another random matrix, which adds 2/`REDUCED` to the
+variance for each such side.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ TARGETS = 32
 
 
 class Found(NamedTuple):
-    """What one window gives, of every token but its first."""
+    """Losses and sketched gradients of one window, for every token but its first."""
 
     losses: Float[Tensor, " time"]
-    """Nats."""
+    """Loss of each token, nats."""
     rows: Float[Tensor, "halves time components width"]
     """Sketched gradients; the halves are independent sketches of the same gradients."""
     slopes: Float[Tensor, "time components"]
-    """∇_C l · ∇_C L, exact: how fast a token's loss falls when the component descends the mean loss. Zero where no mean
-    gradient was given."""
+    """∇_C l · ∇_C L, not sketched: how fast a token's loss falls when the component C descends the gradient of the mean
+    loss L. Zero if no mean gradient was given."""
 
 
 def random_signs(rows: int, columns: int, *name: object, like: Tensor) -> Float[Tensor, "rows columns"]:
-    """±1/√columns, by a seed that ``name`` alone decides: a matrix S with E[S Sᵀ] = 1."""
+    """A random matrix S with entries ±1/√columns, so that E[S Sᵀ] = 1. ``name`` alone decides its seed."""
     generator = torch.Generator().manual_seed(stable_seed("signs", *name))
     signs = torch.randint(0, 2, (rows, columns), generator=generator, dtype=torch.int8)
     return ((2 * signs - 1) / math.sqrt(columns)).to(like)
@@ -67,15 +68,15 @@ class Side(NamedTuple):
     reduce: Tensor | None
 
     def __call__(self, x: Float[Tensor, "... size"]) -> Float[Tensor, "... kept"]:
-        """The block's own entries of what the whole matrix read or wrote, reduced if they are many."""
+        """The block's part of the whole matrix's inputs or outputs, reduced if the side is long."""
         x = x[..., self.index]
         return x if self.reduce is None else x @ self.reduce
 
 
 class Sketch:
-    """The sketch of the gradient of one block of a component's weights: outputs x inputs, or a bias.
+    """The sketch of the gradient of one block of a component's weights: a matrix (outputs, inputs), or a bias.
 
-    Tables of tokens (embedding, unembedding) have tokens for outputs.
+    In embedding and unembedding the tokens of the vocabulary count as outputs.
     """
 
     def __init__(self, block: Block, weight: Tensor, width: int, seed: tuple, transposed: bool = False):
@@ -94,7 +95,7 @@ class Sketch:
         self.signs = signs(math.prod(self.kept), width, "all")
 
     def __call__(self, gradient: Float[Tensor, "tokens ..."]) -> Float[Tensor, "tokens width"]:
-        """From gradients whose long sides are reduced already."""
+        """Sketches of gradients whose long sides are already reduced."""
         return gradient.flatten(1) @ self.signs
 
     def matrix(self) -> Float[Tensor, "weights width"]:
@@ -116,34 +117,35 @@ class Tape:
 
 @dataclass(frozen=True)
 class Back:
-    """The backward pass of some tokens (targets) of a window: all that their gradients are made of."""
+    """The backward pass of some tokens (targets) of a window: what their weight gradients are computed from."""
 
     ids: Int[Tensor, " time"]
-    """What the model read."""
+    """Token ids that the model read."""
     read: Mapping[str, Float[Tensor, "time inputs"]]
+    """Inputs of each matrix, by its name."""
     slopes: Mapping[str, Float[Tensor, "targets time outputs"]]
-    """Of each target's loss, with respect to what each matrix wrote."""
+    """Gradient of each target's loss with respect to the outputs of each matrix."""
     start: Float[Tensor, "targets time width"]
-    """The same with respect to the embedded tokens."""
+    """Gradient with respect to the embedded tokens."""
     error: Float[Tensor, "targets vocabulary"]
-    """The same with respect to the logits: p - e_y."""
+    """Gradient with respect to the logits: p - e_y."""
     hidden: Float[Tensor, "targets width"]
-    """What the unembedding read."""
+    """Inputs of the unembedding."""
 
 
 class TokenGradients:
     """The sketched gradients of token losses at w*, for some components.
 
-    Holds random matrices: ``halves * width`` numbers for each weight of the components; a matrix with long sides counts
-    as 128 x 128.
+    Memory: the random matrices hold ``halves * width`` numbers for each weight of the components, where a side of a
+    matrix longer than `SIDE` counts as `REDUCED`.
 
     Args:
         engine: the model at w*.
         components: names; any but ``full``.
-        width: numbers kept of each token and component in each half.
-        seed: of the sketch. That of a component depends on neither the other components nor the text.
-        halves: independent sketches.
-        mean: gradient of the mean loss by parameter (`mean_gradient`), for the slopes.
+        width: columns of each sketch: so many numbers for each token and component.
+        seed: of the sketches. The sketch of a component depends on neither the other components nor the text.
+        halves: how many independent sketches to make of each gradient.
+        mean: gradient of the mean loss by parameter (`mean_gradient`), for `Found.slopes`.
 
     Raises:
         ValueError: for an unknown component, ``full``, or a width below 1.
@@ -180,7 +182,7 @@ class TokenGradients:
         return Sketch(block, self.engine.weights[block.parameter], self.width, (*seed, name), transposed)
 
     def __call__(self, windows, report: Callable[[int], None] = lambda tokens: None) -> Iterator[Found]:
-        """The gradients of all tokens but the first, window by window. A window's depend on that window alone.
+        """Sketched gradients of all tokens but the first, window by window. Each depends on its own window alone.
 
         Args:
             windows: `Windows`, or an integer array (windows, length).
@@ -196,7 +198,7 @@ class TokenGradients:
             yield Found(torch.cat(losses), torch.cat(rows, dim=1), torch.cat(slopes))
 
     def _targets(self, ids: Int[Tensor, " length"], first: int) -> Found:
-        """Of the tokens that positions ``first`` to the last but one predict."""
+        """Losses, sketches and slopes of the tokens after position ``first``, up to the last."""
         losses, back = self._back(ids, first)
         rows = losses.new_zeros(self.halves, len(losses), len(self.components), self.width)
         slopes = losses.new_zeros(len(losses), len(self.components))
@@ -283,7 +285,8 @@ def weighted_gradient(engine: Engine, windows, weights: Float[Tensor, "windows t
     """The gradient of Σ weights · losses over the tokens of the windows, by parameter.
 
     Args:
-        weights: of the loss of every token but the first of each window. Windows without any are not looked at.
+        weights: of the loss of every token but the first of each window. Windows whose weights are all zero are
+            skipped.
     """
     ids, needed = engine.ids(windows), weights.any(dim=1)
     ids, weights = ids[needed], weights[needed]
@@ -301,7 +304,7 @@ def weighted_gradient(engine: Engine, windows, weights: Float[Tensor, "windows t
 
 
 def recorded(engine: Engine, x: Float[Tensor, "time width"], tape: Tape) -> Float[Tensor, "time width"]:
-    """The final hidden states of one window from its embedding, every matrix's inputs and outputs put on the tape."""
+    """The final hidden states of one window, from its embedded tokens; the tape records all inputs and outputs."""
     weights, shape, time = engine.weights, engine.shape, len(x)
     mask = engine.rotary.mask(time).to(x)
     turns = engine.rotary.turns(time) if shape.rotary else None

@@ -1,4 +1,4 @@
-"""What a model expects at each place of a text, before it sees the token that stands there."""
+"""A model's likeliest next token at each place of a text, and the rank of the token that does follow."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .loss import TOKEN_BLOCK
 
 
 class Guesses(NamedTuple):
-    """Of every token but the first of each window, or of the tokens of a result."""
+    """One entry for every token but the first of each window, or for every token of a result."""
 
     token: Int[ndarray, ...]
-    """The token that the model holds for the likeliest there."""
+    """The token that the model finds likeliest there."""
     probability: Float[ndarray, ...]
-    """That it gives to this token."""
+    """The probability that the model gives to that likeliest token."""
     rank: Int[ndarray, ...]
-    """Place of the token that does stand there among all by probability, 1 for the likeliest."""
+    """Rank of the actual token among all tokens by probability, 1 for the likeliest."""
 
     def take(self, rows: Int[ndarray, " tokens"]) -> Guesses:
-        """Those of some places, numbered through all windows."""
+        """The entries at some places, which are numbered through all windows."""
         return Guesses(*(values.ravel()[rows] for values in self))
 
 
 @torch.no_grad()
 def guesses(model, windows) -> Guesses:
-    """What a model expects at each place of every window but the first.
+    """A model's predictions at every place of every window but the first.
 
     Args:
         model: a `LanguageModel`, or its `Engine`.

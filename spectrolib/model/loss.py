@@ -19,7 +19,8 @@ LOG2_E = 1.4426950408889634
 
 
 def centred(weight: Float[Tensor, "vocabulary width"]) -> Float[Tensor, "vocabulary width"]:
-    """The same softmax from logits whose mean over the vocabulary is zero: then Σ_v exp z_v lies above 1."""
+    """Subtract the mean row, so that logits have mean zero over the vocabulary. The softmax stays the same, and Σ_v exp
+    z_v cannot underflow, as it is at least the size of the vocabulary."""
     return weight - weight.mean(dim=0)
 
 
@@ -50,10 +51,17 @@ def sweep(
     weight_slope: Float[Tensor, "vocabulary width"] | None = None,
     upstream: Float[Tensor, " tokens"] | None = None,
 ) -> Float[Tensor, " tokens"]:
-    """Losses; fills ``slope`` with d loss / d hidden, adds d Σ upstream loss / d weight to ``weight_slope``.
+    """Cross-entropy of each token, in nats, in one pass over blocks of tokens and vocabulary.
 
-    Powers of two cost less than those of e, and centred logits need no maximum: their sum overflows only where a logit
-    lies 88 nats above the mean, and such tokens are swept again relative to their maximum.
+    Powers of two cost less than those of e. Centred logits need no maximum subtracted: their sum overflows only where a
+    logit lies 88 nats above the mean, and such blocks are swept again relative to their maximum.
+
+    Args:
+        hidden: what the unembedding reads.
+        unembedding: `centred`.
+        slope: if given, is filled with d loss / d hidden.
+        weight_slope: if given, d Σ upstream · loss / d unembedding is added to it.
+        upstream: weight of each token's loss in that sum; 1 by default.
     """
     on_cpu = hidden.device.type == "cpu"
     rows, columns = (TOKEN_BLOCK, VOCABULARY_BLOCK) if on_cpu else (4 * TOKEN_BLOCK, len(unembedding))

@@ -10,12 +10,16 @@ from .shapes import Shape
 
 
 def attention_operations(shape: Shape, time: int, groups: int) -> float:
-    """Operations of so many groups of heads for one token: their projections, causal attention over half the window."""
+    """Operations of ``groups`` groups of heads for one token: projections, and causal attention over half the window.
+
+    ``time`` is the number of tokens that a window's predictions read.
+    """
     projections = 2 * shape.width * shape.head_dim * (2 * shape.shared + 2)
     return groups * (projections + 2 * shape.shared * shape.head_dim * time)
 
 
 def mlp_operations(shape: Shape) -> float:
+    """Operations of an MLP for one token."""
     return 2 * shape.width * shape.mlp * (len(shape.where.up) + 1)
 
 
@@ -25,7 +29,7 @@ def layer_operations(shape: Shape, time: int) -> float:
 
 
 def _own_operations(component: Component, shape: Shape, time: int) -> float:
-    """Operations for one token of what moves in the component's own layer, and of what reads it there."""
+    """Operations for one token in the component's own layer: of the component, and of an MLP that reads its output."""
     if component.layer is None:
         return 0.0
     if component.kind == "mlp":
@@ -45,18 +49,23 @@ def evaluation_operations(component: str | Component, shape: Shape, time: int) -
 
 
 SIDE = 512
-"""A side of a matrix up to which a sketch of its gradient takes it as it is (`gradients`)."""
+"""The longest side of a matrix that a sketch of its gradient does not reduce (`gradients`)."""
 REDUCED = 128
-"""Dimensions that a longer side is brought to."""
+"""The number of dimensions to which a longer side is reduced."""
 
 
 def gradient_operations(
     shape: Shape, time: int, width: int, halves: int = 2, targets: int = 32, share: float = 1.0
 ) -> float:
-    """Operations that the components' sketched gradients of one token need, on average over a window.
+    """Operations for the sketched gradients of one token with respect to all components, averaged over a window.
 
-    The way back through the positions before the token, and the product of slopes and inputs, cost what a forward pass
-    does; a forward pass serves ``targets`` tokens. Then the sketches of ``share`` of the components' weights.
+    The backward pass through the positions up to the token, and the products of slopes and inputs, each cost as much as
+    a forward pass; one forward pass serves ``targets`` tokens. To this the sketches are added.
+
+    Args:
+        width: columns of a sketch.
+        halves: independent sketches.
+        share: the part of the model's weights that belongs to the sketched components.
     """
 
     def short(side: int) -> int:
@@ -70,10 +79,10 @@ def gradient_operations(
 
 
 def step_operations(component: str | Component, shape: Shape, time: int) -> float:
-    """Operations of one token in a gradient step: the forward pass, and as many again for each gradient that is needed.
+    """Operations of one token in a gradient step: the forward pass, and as many again for each gradient.
 
-    Frozen weights pass a gradient on to their inputs (one product more), moving weights take one (one more), ``full``
-    does both, and so does a tied embedding where it is the unembedding.
+    Frozen weights need the gradient of their inputs, moving weights their own: one more product each. ``full`` needs
+    both everywhere, and a tied embedding needs both where it is the unembedding.
     """
     component = Component.of(component)
     forward = evaluation_operations(component, shape, time)

@@ -1,8 +1,8 @@
 """The shape of a model: its architecture in numbers, and where its family keeps the weights.
 
-A `Shape` is read from a ``config.json``, in the layout of transformers 4 or 5, and says all that an engine or a count
-of costs needs to know. `KNOWN` holds shapes of models that many people use, so that their costs can be counted without
-their files, and so that a model which is called Pythia is checked to be one.
+A `Shape` is read from a ``config.json``, in the layout of transformers 4 or 5. It holds all that the engine and the
+estimates of cost need. `KNOWN` holds the shapes of widely used models. With them costs can be estimated without the
+files of a model, and a model with the name of a Pythia is checked to have its shape.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ..text.jsonfiles import Fields, short
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family of models keeps its weights: transformers' names, those inside a layer relative to it."""
+    """Names of the weights of a family of models, as in transformers; those inside a layer follow its prefix."""
 
     embed: str
     unembed: str
     layer: str
-    """With the layer's number for {}."""
+    """Prefix of all names in a layer; {} stands for its number."""
     norms: tuple[str, str]
-    """Those that attention and MLP read through."""
+    """The norms before attention and before the MLP."""
     final_norm: str
     attention: tuple[str, ...]
     """Queries, keys and values: one matrix, or three."""
@@ -33,11 +33,12 @@ class Family:
     """The MLP's first matrix, after the one of its gate if it has one."""
     down: str
     fused: Literal["", "interleaved", "concatenated"] = ""
-    """How one matrix holds queries, keys and values: head by head, or all queries first."""
+    """How a single matrix holds queries, keys and values: "interleaved" head by head, "concatenated" with all queries
+    first; "" for three matrices."""
     transposed: bool = False
     """Whether matrices have the shape (inputs, outputs)."""
     positions: str = ""
-    """Learned positions."""
+    """Learned position embeddings; "" if there are none."""
 
 
 _NEOX = Family(
@@ -109,7 +110,7 @@ class Scaling(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """What the engine needs to know of a model: the numbers of its ``config.json``."""
+    """The architecture of a model, from the numbers of its ``config.json``."""
 
     layers: int
     heads: int
@@ -132,14 +133,14 @@ class Shape:
     rms: bool = False
     """Whether norms divide by the root mean square, without centring and bias."""
     biases: tuple[str, ...] = ("attention", "out", "mlp")
-    """What has a bias: queries, keys and values; the output projection; the MLP's matrices."""
+    """Which matrices have a bias: "attention" (queries, keys and values), "out" (output projection), "mlp"."""
     head_norms: bool = False
     """Whether each query and key has a norm (Qwen 3)."""
     tied: bool = False
     """Whether the unembedding is the embedding."""
     scaling: Scaling | None = None
     longest: int = 0
-    """Most tokens that it reads at once; 0 where rotations set no limit."""
+    """The largest number of tokens that the model reads at once; 0 for no limit (rotary positions)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", self.groups or self.heads)
@@ -197,11 +198,11 @@ _ARITHMETIC = re.compile(
     r"quant|adapter|lora|per_layer|layer_types|cross_attention|bidirectional|parallel_(attn|residual)|multi_query|"
     r"pre_attn|head_dim|key_value"
 )
-"""What the name of a field says that changes the numbers of some model."""
+"""Parts of the names of config fields that change the computation of some model."""
 
 
 def _refuse_others(fields: Fields) -> None:
-    """Refuse, by name, a field that we do not read and whose name says that it changes numbers, unless it is off."""
+    """Refuse a field that is not read here but may change the computation (`_ARITHMETIC`), unless it is off."""
     for name, value in fields.unasked():
         off = value is False or value in ("", [], {}) or (type(value) in (int, float) and value in (0, 1))
         if _ARITHMETIC.search(name) and not off:
@@ -322,7 +323,7 @@ def _window(fields: Fields, family: str, layers: int) -> int | None:
 
 
 def _agree(fields: Fields, name: str, value: float) -> None:
-    """Refuse a field that transformers does not read, or reads as another name, where it says something else."""
+    """Refuse a field that contradicts ``value``, which is what transformers uses whatever this field says."""
     said = fields.content.get(name)
     fields.asked.add(name)
     if said is not None and said != value:
@@ -459,7 +460,7 @@ OTHERS = {
     "qwen2.5-0.5b": _llama("qwen2", 24, 14, 2, 896, 4864, 151_936, 64),
     "qwen3-0.6b": _llama("qwen3", 28, 16, 8, 1024, 3072, 151_936, 128),
 }
-"""Shapes of models of other families: for costs alone, so bases of rotations and the like are not theirs."""
+"""Shapes of models of other families, only for estimates of cost: rotary bases and the like are not the models' own."""
 
 
 KNOWN = PYTHIA | OTHERS
@@ -479,5 +480,5 @@ def check_named(model: str, shape: Shape) -> None:
 
 
 def plain_name(model: str) -> str:
-    """The name of a Pythia without its owner on the hub and the variants of one shape."""
+    """A Pythia's name in small letters, without its owner and without "-deduped" or "-v0", which share its shape."""
     return re.sub(r"-(deduped|v0)$", "", model.lower().removeprefix("eleutherai/"))

@@ -1,15 +1,15 @@
-"""A few gradient steps on text in which some tokens count for more, everything else equal.
+"""Steering: a few gradient steps on text in which a chosen set of tokens has more weight.
 
-The text is tilted towards a set S of tokens as the paper tilts a data distribution, q_h = q + h (q_S - q): its loss is
+The text is tilted towards a set S of tokens as the paper tilts a data distribution, q_h = q + h (q_S - q). The loss is
 
     L_h = (1 - h) L + h L_S,
 
-with L the mean loss of the text and L_S that of the set. Steps w -= η ∇L_h start at w*. What the tilt does is the
-difference to as many steps at h = 0. To first order in ηh the loss of any token falls by
+with L the mean loss of the text and L_S that of the set. Steps w -= η ∇L_h start at w*. The effect of the tilt is the
+difference to the same number of steps at h = 0. To first order in ηh, the tilt lowers the loss l of any token by
 
-    η steps h ∇l · (∇L_S - ∇L),
+    η steps h ∇l · (∇L_S - ∇L).
 
-so steering asks the same of the model as a kernel of gradients does, in one stroke for all weights.
+So the effect of steering is predicted by inner products of gradients, here over all weights of the model.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from .gradients import mean_gradient, weighted_gradient
 
 @dataclass(frozen=True)
 class Steering:
-    """How far, and how hard.
+    """How strong the tilt is, and how far the steps go.
 
     Raises:
         ValueError: if a value is out of range; the message names it.
     """
 
     h: float = 0.5
-    """Weight of the set's mean loss; the text's has the rest."""
+    """Weight of the set's mean loss; the mean loss of the text has weight 1 - h."""
     steps: int = 3
+    """Number of gradient steps."""
     fall: float = 0.01
     """Nats by which a step at h = 0 would lower the loss of the text, to first order: it fixes η = fall / |∇L|²."""
 
@@ -50,12 +51,13 @@ class Steering:
 
 
 class Steered:
-    """A model, a text to steer it on, and another to see what that does.
+    """A model that is steered on one text, with losses before and after on another.
 
     Args:
-        text: windows whose loss is L.
-        fit: windows that sets are taken from.
-        test: windows whose losses are looked at.
+        engine: the model at w*, left as it is.
+        text: windows whose mean loss is L.
+        fit: windows that hold the sets S.
+        test: windows whose losses are compared.
     """
 
     def __init__(self, engine: Engine, text, fit, test, settings: Steering = Steering()):
@@ -69,11 +71,11 @@ class Steered:
         """How much more the loss of each token of the test windows falls with the tilt than without, nats.
 
         Args:
-            chosen: the set, by the numbers of its tokens among those of the fit windows, where the first token of each
-                window, which nothing predicts, is not counted.
+            chosen: the set S: numbers of tokens of the fit windows, counted from 0 through all windows, without the
+                first token of each, which nothing predicts.
 
         Raises:
-            ValueError: for an empty set, or a token that there is not.
+            ValueError: for an empty set, or a number that is out of range.
         """
         tokens = self.fit[:, 1:].numel()
         chosen = np.unique(chosen)

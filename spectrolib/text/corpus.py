@@ -42,8 +42,8 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 class Document:
     """One text, with where it comes from.
 
-    What no file can hold or no terminal should be sent is mended here: halves of characters (lone surrogates) become
-    "\ufffd", a byte order mark goes, and labels lose their control characters.
+    The text is repaired when the document is made: lone surrogates, which no file can hold, become "\ufffd", and a byte
+    order mark is dropped. Labels lose control characters, which would act on a terminal.
     """
 
     text: str
@@ -85,8 +85,8 @@ def local_documents(path: str | Path, *, limit: int | None = None) -> Iterator[D
     "pile_set_name"), otherwise the name of the file, or inside a folder of the folder it lies in.
 
     Raises:
-        ValueError: if nothing is at `path`, nothing there is one of these, a file cannot be read or is not UTF-8, or a
-            row has no text.
+        ValueError: if nothing is at `path`, nothing there is one of these, a file cannot be read or is not UTF-8, a row
+            has no text, or ``limit`` is below 1.
     """
     path = Path(path)
     files, left_out = text_files(path)
@@ -109,11 +109,12 @@ def local_documents(path: str | Path, *, limit: int | None = None) -> Iterator[D
 
 
 def text_files(path: str | Path) -> tuple[list[Path], list[Path]]:
-    """The files that `local_documents` reads, and those that it leaves out, in order of name.
+    """The files that `local_documents` reads, and those that it leaves out, each in order of name.
 
-    A file that is named is read as text, unless it holds rows or zero bytes. In a folder, and in folders linked there,
-    suffixes decide: prose, LaTeX, markup and source files (`lexing.SOURCES`), .jsonl and .parquet. Hidden files and
-    folders are passed over, and a README.md is the folder's card.
+    If ``path`` is a file, it is read whatever its suffix, unless it is binary (zero bytes in a file neither compressed
+    nor .parquet). In a folder, and in folders linked there, suffixes decide: prose, LaTeX, markup and source files
+    (`lexing.SOURCES`), .jsonl and .parquet are read. Hidden files and folders are passed over. README.md is left out:
+    it describes the data.
 
     Raises:
         ValueError: if nothing is at ``path``.
@@ -352,10 +353,11 @@ def windows_from_documents(
     """`count` windows of `length` tokens, as evenly over the domains as their documents allow.
 
     Domains take turns; each turn gives one window from the domain's next document (in random order), at a random place.
-    Windows of one document do not overlap, and a text that stands several times counts once.
+    Windows of one document do not overlap. Documents with the same text count as one.
 
     Args:
-        per_document: most windows of one document; by default 4, and more only where that is too few.
+        per_document: largest number of windows from one document. By default 4, and without limit if that gives fewer
+            than ``count`` windows.
 
     Raises:
         ValueError: if the documents hold fewer such windows, or length < 2.
@@ -404,7 +406,7 @@ def _by_domain(documents: Iterable[Document]) -> dict[str, list[Document]]:
 def _chosen(
     queues: dict[str, list[Document]], tokenizer: Tokenizer, length: int, count: int, most: int | None, seed: int
 ) -> list[tuple[ndarray, Document]]:
-    """Windows from the domains in turns, so many if there are."""
+    """Windows from the domains in turns: ``count`` of them, or all that there are."""
     rng = np.random.default_rng(seed)
     turns = [_pieces(queues[d], tokenizer, length, most, rng) for d in sorted(queues)]
     found: list[tuple[ndarray, Document]] = []
@@ -449,10 +451,10 @@ def encode(tokenizer: AnyTokenizer, text: str) -> Int[ndarray, " tokens"]:
 
 
 def bare_tokenizer(tokenizer: AnyTokenizer) -> Tokenizer:
-    """A copy that cuts a text whole, and always in the same way.
+    """A copy of a tokenizer that turns the same text into the same tokens every time, and adds none.
 
-    It leaves out what a tokenizer.json may hold besides: the post-processor, which adds special tokens, and which
-    transformers sets as it likes; truncation and padding; and the random merges of BPE dropout.
+    It leaves out the post-processor, which adds special tokens and which transformers may change; truncation and
+    padding; and BPE dropout, which merges at random.
     """
     from tokenizers import Tokenizer
 
@@ -482,7 +484,7 @@ def open_tokenizer(file: Path) -> Tokenizer:
 
 
 def tokenizer_hash(tokenizer: AnyTokenizer) -> str:
-    """SHA-256 of the tokenizer's definition, but for what `bare_tokenizer` leaves out."""
+    """SHA-256 of the tokenizer's definition, without the parts that `bare_tokenizer` leaves out."""
     return content_hash(bare_tokenizer(tokenizer).to_str())
 
 

@@ -1,4 +1,5 @@
-"""Whether the Hugging Face hub can be reached: where it can't, only what it left on this machine is asked for."""
+"""Access to the Hugging Face hub. If the hub cannot be reached, only files that are already on this machine are
+used."""
 
 from __future__ import annotations
 
@@ -10,14 +11,15 @@ from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit
 
 SECONDS = 5.0
-"""To wait for an answer."""
+"""How long to wait for the hub's answer."""
 
 
 @contextmanager
 def hub_in_reach() -> Iterator[str]:
-    """Without a network the hub's own library asks again and again for half a minute. Here it is asked once.
+    """Try once whether the hub answers; if not, switch its library to offline mode for the time of the block.
 
-    Yields what to say of a hub that can't be reached; nothing where it can. Behind a proxy it is taken to be.
+    Without this the library retries for half a minute. Yields an empty text if the hub can be reached, else a phrase
+    for error messages. With a proxy set, the hub is assumed to be in reach.
     """
     from huggingface_hub import constants
 
@@ -33,15 +35,15 @@ def hub_in_reach() -> Iterator[str]:
 
 @contextmanager
 def asking_hub(what: str, give: str, *, local: bool = False) -> Iterator[None]:
-    """Something is fetched from the hub, and whatever goes wrong with it is one line.
+    """A block that fetches something from the hub: any error in it becomes a `ValueError` of one line.
 
     Args:
-        what: "model 'owner/name'".
-        give: what to give instead.
-        local: it lies on this machine, so that no hub is looked for.
+        what: what is fetched, for the message, such as "model 'owner/name'".
+        give: advice for the message: what the user could give instead.
+        local: True if it is on this machine, so that the hub is not tried.
 
     Raises:
-        ValueError: if it can't be had.
+        ValueError: if the block fails.
     """
     with nullcontext("") if local else hub_in_reach() as away:
         try:

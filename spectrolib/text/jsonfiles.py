@@ -1,4 +1,4 @@
-"""JSON that comes from elsewhere: read and checked in one place, so that whatever is wrong with it is one line.
+"""JSON from elsewhere, read and checked in one place, so that a fault in it gives one line that says what is wrong.
 
 `read_json` reads a file that must hold an object. `Fields` asks an object for numbers, flags, words and tables by name;
 what is missing or of another kind is refused by that name.
@@ -45,7 +45,11 @@ def read_json(file: Path) -> dict:
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of an object, by name and kind. A field that says null is as one that is not there."""
+    """The fields of a JSON object, asked for by name and type. A field that is null counts as missing.
+
+    The methods below return a field's value, or ``default`` if it is missing. They raise a ValueError for a field that
+    is missing without a default, or that is of another type.
+    """
 
     content: Mapping[str, Any]
     source: str
@@ -80,17 +84,17 @@ class Fields:
         return self._value(name, default, right, "a list of texts")
 
     def wholes(self, name: str, count: int) -> list[int]:
-        """So many whole numbers."""
+        """A list of ``count`` whole numbers."""
         right = lambda value: type(value) is list and [type(entry) for entry in value] == [int] * count  # noqa: E731
         return self._value(name, _REQUIRED, right, f"a list of {count} whole numbers")
 
     def table(self, name: str, default: Any = _REQUIRED) -> Fields:
-        """An object within this one."""
+        """An object inside this one."""
         found = self._value(name, default, lambda value: isinstance(value, Mapping), "an object, {...}")
         return Fields(found, f"{name} in {self.source}")
 
     def unasked(self) -> Iterator[tuple[str, Any]]:
-        """Fields that nobody asked for, and that say something."""
+        """Names and values of the fields that are not null and that no method was asked for."""
         return ((name, value) for name, value in self.content.items() if name not in self.asked and value is not None)
 
     def _value(self, name: str, default: Any, right, kind: str) -> Any:

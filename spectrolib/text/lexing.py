@@ -1,9 +1,9 @@
 r"""A light look at the structure of a piece of text: strings, comments, tags, mathematics, brackets, indentation.
 
-Nothing here parses. A window starts in the middle of a document, so what came before is unknown and has to be guessed
-from what follows: a ``*/`` without its ``/*`` says that the window began in a comment, a ``)`` without its ``(`` that
-it began inside parentheses. What leaves no trace in the window is missed, so true depths may be larger, and the
-region of a window's first tokens is the least sure.
+Nothing here is a parser. A window starts in the middle of a document, so what came before it has to be guessed from
+what follows: a ``*/`` without its ``/*`` says that the window began in a comment, a ``)`` without its ``(`` that it
+began inside parentheses. What leaves no trace in the window is missed. So true depths may be larger, and the regions of
+a window's first tokens are the least certain.
 
 All positions are bytes: text is passed as bytes and read as Latin-1, since all that matters here is ASCII. So a
 character that is cut in two does no harm.
@@ -55,7 +55,7 @@ _TRACES = {
 
 
 SOURCES = frozenset(_KIND_OF_SUFFIX) - set(_SUFFIXES["json"].split()) - set("csv tsv dat afm zi log".split())
-"""Suffixes of files that are texts to read, and no tables or data."""
+"""Suffixes of files that hold text to read, as opposed to tables or data."""
 COMPRESSED = ("gz", "xz", "zst")
 
 
@@ -68,7 +68,13 @@ def suffix_of(name: str) -> str:
 
 
 def kind(document: str, domain: str, text: bytes = b"") -> str:
-    """What a document is written in, one of `KINDS`: by its domain where this says so, by its suffix, by its looks."""
+    """What a document is written in, one of `KINDS`: told by its domain, else the suffix of its name, else its text.
+
+    Args:
+        document: its name, such as "src/main.py".
+        domain: the domain of its text, such as "pile-github".
+        text: a piece of it, looked at only where neither name nor domain decides.
+    """
     suffix = suffix_of(re.sub(r":\d+$", "", document))
     suffix = "" if suffix == "jsonl" and ":" in document else suffix  # a row of it is any text
     of_domain = _KIND_OF_DOMAIN.get(domain.lower().removeprefix("pile-"))
@@ -126,13 +132,14 @@ class Structure:
     inside: dict[str, Bool[ndarray, " bytes"]]
     """By name of the region, see `REGIONS`."""
     depth: Int[ndarray, " bytes"]
-    """Brackets known to be open before it; those of strings and comments do not count."""
+    """How many brackets are known to be open before the byte. In code, those in strings and comments do not count."""
     bracket: ndarray
-    """(bytes,) the innermost of them, "" for none."""
+    """(bytes,) the innermost open bracket, "" for none."""
     indent: Int[ndarray, " bytes"]
-    """Blanks at the start of its line (a tab counts 4), -1 on a first line, whose start is not seen."""
+    """Blanks at the start of the byte's line (a tab goes to the next multiple of 4); -1 on the first line, whose start
+    is not seen."""
     first: Bool[ndarray, " bytes"]
-    """Whether it is the first byte of its line that is no blank."""
+    """Whether the byte is the first of its line that is no blank."""
 
 
 def structure(text: bytes, kind: str) -> Structure:

@@ -1,4 +1,4 @@
-"""Text that stands in two places: documents given twice, and stretches of tokens that two sets of windows share."""
+"""Text that occurs twice: documents given twice, and runs of tokens that two sets of windows share."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy import ndarray
 from .corpus import Document, content_hash
 
 STRETCH = 16
-"""Tokens in a row: two texts that have so many in common have them from one source, or from a form."""
+"""Length of a run, in tokens. Two texts share a run this long only if both copy it from one source or template."""
 
 
 class Remembered:
-    """Documents as they pass by, with what they were called by their content."""
+    """Documents to iterate over, which remembers the name of each document that has passed, by a hash of its text."""
 
     def __init__(self, documents: Iterable[Document]):
         self.documents, self.names = documents, {}
@@ -26,16 +26,17 @@ class Remembered:
             yield document
 
     def also_in(self, other: Remembered) -> list[str]:
-        """Names of the documents that passed by there too, whatever they were called."""
+        """Names, here, of the documents whose text passed through the other one too, under whatever name."""
         return sorted(name for content, name in self.names.items() if content in other.names)
 
 
 def shared_stretches(
     windows: Int[ndarray, "windows length"], *others: Int[ndarray, "others length"], stretch: int = STRETCH
 ) -> Bool[ndarray, " windows"]:
-    """Which windows hold so many tokens in a row that stand in a row in one of the others.
+    """Which windows share a run of ``stretch`` tokens with a window of one of the ``others``.
 
-    Shorter windows must hold all of another's. Stretches are compared by a hash of 64 bits.
+    If windows are shorter than ``stretch``, the run is as long as the shortest windows. Runs are compared by a hash of
+    64 bits.
     """
     stretch = min(stretch, windows.shape[1], *(other.shape[1] for other in others))
     known = np.concatenate([_hashes(other, stretch).ravel() for other in others])

@@ -1,10 +1,10 @@
-"""The text that a result was measured on, put together again, and what each token of it is.
+"""The text that a result was measured on, put together again from its tokens, and what kind of token each one is.
 
-A result names the predicted tokens of each window in order, so the text can be put together again from the rows of a
-result alone, but for the first token of each window, which nothing predicts. Nothing here looks at a susceptibility.
+A result holds the predicted tokens of each window in order, so its rows alone give the text again, except for the first
+token of each window, which nothing predicts. Nothing here looks at a susceptibility.
 
-Tokens of a byte-level BPE are bytes, not characters: a letter of Cyrillic may be two tokens. With the tokenizer at hand
-text is put together byte by byte; without it the text of the result has to do, where a part of a character is "�".
+Tokens of a byte-level BPE are bytes, not characters: a Cyrillic letter may be two tokens. With the tokenizer, text is
+put together byte by byte. Without it, the text stored in the result is used, in which a part of a character is "�".
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FAMILIES = (
     "formatting",
     "other languages",
 )
-"""Families of tokens, told by their text and place alone; see `RunningText.families`."""
+"""Families of tokens, decided by a token's text and its surroundings alone; see `RunningText.families`."""
 
 # Text ----------------------------------------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ def token_bytes(tokenizer, ids: Int[ndarray, " n"]) -> dict[int, bytes]:
 
 
 def _after_another(tokenizer, added: Mapping[int, str]) -> Callable[[int], str]:
-    """What reads a token within a text: at its start, decoders drop the blank before a word."""
+    """A function that decodes a token as it stands after another one, since decoders drop the blank of a first word."""
     words = sorted(tokenizer.get_vocab(with_added_tokens=False).items(), key=lambda word: word[1])
     first = next((i for word, i in words if word.strip("▁Ġ#").isalpha() and i not in added), None)
     start = "" if first is None else tokenizer.decode([first], False)
@@ -88,9 +88,9 @@ def _after_another(tokenizer, added: Mapping[int, str]) -> Callable[[int], str]:
 
 
 def token_texts(tokenizer, ids: Int[ndarray, " n"]) -> dict[int, str]:
-    """The text of tokens by id, as it stands within a text; a part of a character is "�".
+    """The text of each token by its id, as it stands inside a text; a part of a character is "�".
 
-    Without a tokenizer it is the token's number, and nothing for a number that the tokenizer does not know.
+    Without a tokenizer (None) it is the id itself as text. An id that the tokenizer does not know has an empty text.
     """
     unique = np.unique(ids)
     if tokenizer is None:
@@ -101,7 +101,7 @@ def token_texts(tokenizer, ids: Int[ndarray, " n"]) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class RunningText:
-    """Probe tokens, and how they follow each other."""
+    """The probe tokens of a result, with the window and the position of each, so that neighbours can be found."""
 
     pieces: tuple[bytes, ...]
     """The bytes of each token."""
@@ -116,14 +116,14 @@ class RunningText:
 
     @cached_property
     def passages(self) -> list[Int[ndarray, " tokens"]]:
-        """The rows of each stretch of text without a gap, in order: a window, unless rows of it are missing."""
+        """The rows of each stretch of text without a gap, in order. A stretch is a window, unless rows are missing."""
         order = np.lexsort((self.position, self.sequence))
         apart = (np.diff(self.sequence[order]) != 0) | (np.diff(self.position[order]) != 1)
         return np.split(order, np.flatnonzero(apart) + 1)
 
     @cached_property
     def previous(self) -> Int[ndarray, " n"]:
-        """The row of the token before, -1 where it is not known."""
+        """The row of the token before each token, -1 where a passage begins."""
         before = np.full(len(self), -1)
         for rows in self.passages:
             before[rows[1:]] = rows[:-1]
@@ -141,13 +141,14 @@ class RunningText:
 
     @cached_property
     def places(self) -> dict[int, tuple[int, int]]:
-        """Of each row: the number of its passage, and its place there."""
+        """For each row, the number of its passage and its place in it."""
         return {int(row): (p, i) for p, rows in enumerate(self.passages) for i, row in enumerate(rows)}
 
     def context(self, row: int, before: int = 60, after: int = 30) -> tuple[str, str, str]:
-        """The text before a token, its own, and the text after: at most so many characters of it.
+        """The text before a token, the token's own text, and the text after it.
 
-        A token that is part of a character is shown as the whole one.
+        ``before`` and ``after`` limit the numbers of characters. A token that is part of a character is shown as the
+        whole character.
         """
         passage, place = self.places[row]
         pieces = [self.pieces[r] for r in self.passages[passage]]
@@ -158,9 +159,11 @@ class RunningText:
         return left[-before:] if before else "", _decode(text[begin:end]), right[:after]
 
     def ends_of(self, context: str) -> Int[ndarray, " places"]:
-        """The rows of the tokens that a context ends in, in the order of the text; `passages` are searched one by one.
+        """The rows of the tokens in which a piece of text ends, wherever it occurs in a passage, in the order of the
+        text.
 
-        Places where it ends together with a token come alone; only if there are none, those where it ends inside one.
+        If it ends exactly at the end of some tokens, only these rows are returned; otherwise those of the tokens inside
+        which it ends.
         """
         wanted, found = context.encode("utf-8", "replace"), []
         for rows, joined, ends in self._joined:
@@ -174,7 +177,7 @@ class RunningText:
 
     @cached_property
     def _joined(self) -> list[tuple[Int[ndarray, " tokens"], bytes, Int[ndarray, " tokens"]]]:
-        """Of each passage: its rows, its bytes, and where in them each token ends."""
+        """For each passage its rows, its bytes, and the place in these bytes at which each token ends."""
         pieces = [[self.pieces[r] for r in rows] for rows in self.passages]
         ends = [np.cumsum([len(piece) for piece in own]) for own in pieces]
         return list(zip(self.passages, map(b"".join, pieces), ends, strict=True))
@@ -194,11 +197,11 @@ class RunningText:
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """How each token is called in a condition, by id: its text as Python writes it, or its bytes."""
+        """The name of each token in conditions on tokens, by id: its text as Python writes it, or its bytes."""
         return _names(dict(zip(self.token_id.tolist(), self.pieces, strict=True)))
 
     def families(self) -> ndarray:
-        """(n,) one of `FAMILIES` for each token, by what it is and where it stands."""
+        """(n,) the family of each token, one of `FAMILIES`, by its text and its surroundings."""
         return _families(self)
 
 
@@ -206,8 +209,9 @@ def running_text(result, tokenizer=None) -> RunningText:
     """The text of a result, from its coordinates alone.
 
     Args:
-        result: of `measure`: coordinates sequence, position, token_id, text, domain and document for each token.
-        tokenizer: the `tokenizers.Tokenizer` of the measured model, for characters that are cut into several tokens.
+        result: of `measure.measure`, with the coordinates sequence, position, token_id, text, domain and document.
+        tokenizer: the `tokenizers.Tokenizer` of the measured model. Without it, characters that are cut into several
+            tokens read "�".
 
     Raises:
         ValueError: if a coordinate is missing, or the tokenizer is not the one of the result.
@@ -229,9 +233,9 @@ def running_text(result, tokenizer=None) -> RunningText:
 
 
 def token_names(tokenizer, ids: Int[ndarray, " n"]) -> dict[int, str]:
-    """How tokens are called in a condition (`RunningText.names`), whether they stand in a text or not.
+    """Names of tokens in conditions, as `RunningText.names`, for any ids and without a text.
 
-    A model may have room for more tokens than its tokenizer knows; those go by their number.
+    A model may have more token ids than its tokenizer knows; these are called "token" and their number.
     """
     unique = np.unique(ids).tolist()
     known = [i for i in unique if tokenizer.id_to_token(i) is not None]
@@ -254,7 +258,7 @@ def _decode(text: bytes) -> str:
 
 
 def _whole(text: bytes, begin: int, end: int) -> tuple[int, int]:
-    """The least span of whole characters around a span of bytes."""
+    """The smallest span of whole characters around a span of bytes."""
     while 0 < begin < len(text) and text[begin] & 0xC0 == 0x80:
         begin -= 1
     while 0 < end < len(text) and text[end] & 0xC0 == 0x80:
@@ -315,18 +319,21 @@ def token_class(text: str, before: str = "", line_start: bool = False) -> str:
 
 
 class Surroundings(NamedTuple):
-    """What each token is, and where it stands."""
+    """What each token is, and the structure of the text around it (`lexing.Structure`)."""
 
     text: list[str]
-    """In whole characters."""
+    """The token's text, in whole characters."""
     token_class: ndarray
+    """(n,) see `token_class`."""
     kind: ndarray
+    """(n,) what its passage is written in, one of `lexing.KINDS`."""
     inside: dict[str, Bool[ndarray, " n"]]
+    """Whether the token is inside each of `lexing.REGIONS`."""
     depth: Int[ndarray, " n"]
     bracket: ndarray
     indent: Int[ndarray, " n"]
     first: Bool[ndarray, " n"]
-    """Whether a line's first character that is no blank is in it."""
+    """Whether the token holds the first character of its line that is no blank."""
 
 
 def _surroundings(text: RunningText) -> Surroundings:
