@@ -1,1 +1,1 @@
-"""Are the chains in order, how reliable is a number, how certain a share; and does it predict."""
+"""Checks of a measurement: whether chains have settled, how reliable numbers are, and whether predictions hold."""

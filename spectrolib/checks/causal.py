@@ -1,10 +1,10 @@
-"""Does it predict? What rows say of a cluster, against what happens to its tokens when the thing is done.
+"""Causal tests: what susceptibilities predict of a cluster's tokens, against what an intervention does to their losses.
 
-Two things are done to a model: a component is silenced (`model.ablation`), and a set of tokens gets more weight for a
-few gradient steps (`model.steering`). Both give a number for each token, how its loss rises or falls. This room holds
-what such numbers are compared with: rank correlations, with intervals that know that tokens of a window are alike; the
-profile of a cluster over components against its own row and against the rows of other clusters, which is the level of
-chance; and sets of tokens that a cluster must beat.
+There are two interventions: a component is silenced (`model.ablation`), or a set of tokens gets more weight for a few
+gradient steps (`model.steering`). Each gives the change of every token's loss, in nats. This module compares such
+changes with predictions: by rank correlations, whose intervals resample whole windows; by the profile of a cluster over
+components, against its own row and (for the level of chance) against the rows of other clusters; and by control sets of
+tokens for a cluster.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .intervals import Estimate, wilson
 
 RESAMPLES = 1000
 LEAST = 5
-"""Tokens that a set must have in each half of the text to be steered on, or looked at."""
+"""The fewest tokens that a set needs in each half of the text: to be steered towards in one, or read in the other."""
 
 
 def mean_of(values: Float[ndarray, " n"], groups: Int[ndarray, " n"] | None = None, seed: int = 0) -> Estimate:
-    """A mean with its 95 % interval, by percentiles over resampled values, or resampled groups of them.
+    """A mean with its 95 % interval, by percentiles over resampled values, or over resampled groups of values.
 
-    NaN without any; a single group knows no interval.
+    All three are NaN without any value. With a single value or group the interval is infinite.
     """
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
@@ -72,9 +72,9 @@ def rank_correlation(
 def same_token_elsewhere(
     values: Float[ndarray, "tokens components"], token_id: Int[ndarray, " tokens"], windows: Int[ndarray, " tokens"]
 ) -> Float[ndarray, "tokens components"]:
-    """What the same token shows in all other windows, on average; the mean of all tokens where there is none.
+    """The mean value of the same token in all other windows; the mean of all tokens where it occurs in no other window.
 
-    This is what token identity knows: the prediction that a row has to beat.
+    This is the prediction from a token's identity alone, which a row has to beat.
     """
     number, window = (np.unique(x, return_inverse=True)[1] for x in (token_id, windows))
     pair = np.unique(number * (window.max() + 1) + window, return_inverse=True)[1]
@@ -222,24 +222,24 @@ def shared_tokens(labels: Int[ndarray, " tokens"], token_id: Int[ndarray, " toke
 class Falls(NamedTuple):
     """What steering towards a cluster's members in one half of the text does in the other half, nats.
 
-    All are how much more losses fall than without the tilt. Intervals are over windows; NaN where there are too few
-    tokens.
+    A *fall* is how much more the mean loss of some tokens of the other half falls with the tilt than without. Intervals
+    resample windows; NaN where there are too few tokens.
     """
 
     fit: int
     """Members in the half that is steered on."""
     test: int
-    """And in the other."""
+    """Members in the other half."""
     own: Estimate
-    """Of its members."""
+    """Fall of the cluster's members."""
     rest: float
-    """Of all other tokens."""
+    """Fall of all tokens that are not members."""
     random: float
-    """Of a random set, where as many random tokens are steered towards: the level of chance."""
+    """Fall of a random set when the model is steered towards it instead: the level of chance."""
     outside: Estimate
-    """Of the same tokens outside the cluster."""
+    """Fall of occurrences of the members' tokens outside the cluster."""
     by_outside: Estimate
-    """Of its members, where the same tokens outside the cluster are steered towards."""
+    """Fall of the members when the model is steered towards such occurrences instead."""
 
 
 class Halves(NamedTuple):

@@ -192,6 +192,7 @@ def _settings_checks(settings: dict) -> list[Check]:
 
 
 def half_tables(result, estimator: Estimator | None, draws: int | None) -> Float[ndarray, "half token component"]:
+    """Susceptibilities from either half of the chains; arguments and errors as in `column_reliability`."""
     if "half_susceptibility" not in result:
         raise ValueError("split halves need at least 2 chains: this measurement has 1")
     estimator = estimator or result.attrs["estimator"]

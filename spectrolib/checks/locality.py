@@ -1,4 +1,4 @@
-"""Whether a posterior is local: what noise of its own width does to the loss, before anything is sampled.
+"""Whether a posterior is local: how far Gaussian noise of variance 1/γ raises the loss, tried before any sampling.
 
 At nβ = 0 the posterior is a normal one around w*, of variance 1/γ in each weight, so its width is known. The paper's γ
 (300) suits its models. A larger model has more weights to shake, and the same γ can be far too loose for it.
@@ -41,7 +41,7 @@ def rise_at(engine: Engine, gamma: float, windows, *, component: str = FULL, see
 def check_locality(engine: Engine, settings: Settings, windows, components: Sequence[str] = (FULL,)) -> None:
     """Refuse a γ at which a chain would leave the neighbourhood of w*.
 
-    Where no chain has nβ = 0 nothing is said: the loss itself may hold them.
+    Nothing is checked where no chain has nβ = 0, since the loss itself may then keep chains near w*.
 
     Args:
         windows: those that the loss is taken on.
