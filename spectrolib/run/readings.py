@@ -1,7 +1,7 @@
-"""Readings, the losses at each draw: chains of components that share a prefix are sampled in lockstep, and read.
+"""Readings: the losses of the loss windows and the probe windows at each draw of some chains.
 
-readings   a chain of some components, sampled and read: all that most callers need
-teams, sampled, read   its three steps, for other kinds of chains, or draws that come from a bank
+Most callers need `readings`, which samples the chains of some components in lockstep and evaluates every draw. Its
+three steps, `teams`, `sampled` and `read`, serve other kinds of chains, and draws that come from a bank.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Reading:
 
     @property
     def excess(self) -> Float[Tensor, "members tokens"]:
-        """d_xy = l_xy(w) - L(w), minus its value at w*: a constant that changes no estimate, and would cost digits."""
+        """d_xy = l_xy(w) - L(w), minus its value at w*. That constant changes no estimate, and would cost digits."""
         return self.change - self.rise[:, None]
 
 

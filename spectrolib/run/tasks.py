@@ -25,7 +25,7 @@ from .store import ComponentRecord
 
 @dataclass(frozen=True)
 class Job:
-    """A plan as it travels to a worker: the model by its folder, the windows as arrays."""
+    """What a worker needs to carry out tasks of a plan: the model's folder, the windows as arrays, the settings."""
 
     folder: str
     device: str
@@ -72,7 +72,7 @@ def run_task(engine: Engine, job: Job, task: Task, report: Report = lambda draws
 
 
 def _draws(group: Group, chains: list[Chain], job: Job, task: Task) -> Generator[Draw, None, None]:
-    """The draws of a task's chains: those of the bank if it has them, else sampled, and kept there."""
+    """The draws of a task's chains: from the bank if it has them, else sampled and added to the bank, if any."""
     bank = None if job.bank is None else Bank(job.bank)
     kept = None if bank is None else bank.draws(task.components, task.chain, job.settings, group.engine.device)
     if kept is not None:
@@ -87,9 +87,9 @@ def _stretches(tokens: int, most: int) -> list[slice]:
 
 
 class Recorder:
-    """Sums up the draws of one team, block by block, and each stretch of tokens by itself.
+    """Sums up the draws of one team: block by block, and each stretch of tokens separately.
 
-    The last bits of a matrix product (`CovarianceSums.control`) depend on which tokens are in it.
+    Stretches are fixed because the last bits of a matrix product (`CovarianceSums.control`) depend on the tokens in it.
     """
 
     def __init__(self, name: str, settings: Settings, chain: int, stretches: list[slice], blocks: int, width: int = 0):
