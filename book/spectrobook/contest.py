@@ -45,6 +45,8 @@ SCORES = {
     "over_subsamples": "agreement, two subsamples",
 }
 """Scores of the comparison, and their names in tables."""
+DRAWN = ("rand", "precision", "recall", "body_left")
+"""Those that `methods_figure` shows."""
 OURS = ("paper", "default", "tuned")
 """What names of conductance's own entries begin with."""
 
@@ -176,10 +178,10 @@ def short_names(methods: Mapping[str, Mapping]) -> list[str]:
 
 
 def methods_figure(benchmark: Mapping) -> Figure:
-    """Mean and range of four scores over the test seeds, a row for each method; dotted: whoever knows the law."""
+    """Mean and range of `DRAWN` scores over the test seeds, a row for each method; dotted: whoever knows the law."""
     methods = benchmark["methods"]
     fig, axes = plt.subplots(1, 4, figsize=(7.6, 3.1), sharey=True)
-    for ax, score in zip(axes, ("rand", "precision", "recall", "body_left"), strict=True):
+    for ax, score in zip(axes, DRAWN, strict=True):
         for row, (name, record) in enumerate(methods.items()):
             values = [run[score] for run in record["test"]]
             colour, mark = (BLUE, "o") if name.startswith(OURS) else (VERMILION, "s")

@@ -241,9 +241,9 @@ def tilted_figure(measured: Mapping) -> Figure:
         every = np.abs(np.concatenate([said, seen]))
         ends = np.array([every[every > 0].min() / 2, every.max() * 2])
         ax.plot(ends, ends, color="0.6", linewidth=1, linestyle=":")
-        ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="susceptibility, size")
+        ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="susceptibility, size (nats²)")
         ax.set_title("two chains" if two else "one chain")
-    axes[0].set_ylabel("response to the tilt, size")
+    axes[0].set_ylabel("response to the tilt, size (nats²)")
     for kind, colour in KINDS.items():
         axes[0].plot([], [], MARKS[kind], color=colour, label=NAMES[kind])
     axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="other sign")

@@ -151,8 +151,8 @@ def excerpt(one: Facts, text: RunningText, rows: Int[ndarray, " members"], most:
     """What a cluster holds, and some of its members (`rows`), in different documents as far as there are so many."""
     often = show.escaped(", ".join(token for token, _ in one.tokens[:6]))
     head = (
-        f"{cluster_link(one.cluster)}: {one.size} tokens in {one.documents} documents; came back in {one.share:.0%} of "
-        f"the repetitions; median loss {one.loss:.2f} nats. Most often {often}."
+        f"{cluster_link(one.cluster)}: {one.size} tokens in {show.counted(one.documents, 'document')}; came back in "
+        f"{one.share:.0%} of the repetitions; median loss {one.loss:.2f} nats. Most often {often}."
     )
     return show.lines([show.Markup(head), members_in_context(text, rows, most, seed=one.cluster)])
 
@@ -186,7 +186,7 @@ def landscape_figure(told: Sequence[Facts], shown: Sequence[Facts]) -> Figure:
     ax.set_xticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"])
     ax.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
     ax.minorticks_off()
-    ax.legend(loc="upper left", fontsize=9)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9, columnspacing=1.2, handletextpad=0.2)
     return fig
 
 

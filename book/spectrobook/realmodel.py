@@ -259,6 +259,7 @@ def portrait(card: Card, *, shown: int = 4) -> show.Markup:
             seen.add(example.document)
             lines.append(show.in_context(example.before[-44:], example.token, example.after[:24]))
     address = show.Markup(f'<a href="../real-catalogue.html#cluster-{card.cluster}"><b>Cluster {card.cluster}</b></a>')
-    names = ", ".join(name for name, _ in card.tokens[:5])
-    head = f": {names} · {card.size} tokens in {card.documents} documents · back in {card.share:.0%} of the repetitions"
+    names = ", ".join(name for name, _ in card.tokens[:5]).replace("  ", "\u00a0\u00a0")  # blanks that a page keeps
+    where = f"{card.size} tokens in {show.counted(card.documents, 'document')}"
+    head = f": {names} · {where} · back in {card.share:.0%} of the repetitions"
     return show.block(show.lines([show.Markup(address + show.escaped(head)), *lines]), style="margin-bottom:1.2em")

@@ -114,7 +114,7 @@ def first_order(
     left.set(xscale="log", yscale="log", xlabel=r"$\gamma$", ylabel="relative error of the first order")
     left.set_ylim(None, 1e4)
     left.legend(loc="upper right", fontsize=8)
-    right.plot(curvatures, variance, "o", color=BLUE, markersize=5, label="10 000 chains")
+    right.plot(curvatures, variance, "o", color=BLUE, markersize=5, label="10,000 chains")
     right.plot(curvatures, ridge, color="0.25", linewidth=1, label=r"$\gamma / (n\beta\, a + \gamma)$")
     right.axvline(turn, color="0.5", linewidth=1, linestyle=":")
     right.text(turn * 1.15, 1.02, r"$\gamma / n\beta$", fontsize=9)

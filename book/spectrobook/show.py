@@ -74,6 +74,12 @@ def table(
     return block(Markup(frame.to_html(float_format=lambda x: format(x, form), **style)), style="overflow-x:auto")
 
 
+def turned(rows: Iterable[Mapping[str, Any]], by: str) -> list[dict[str, Any]]:
+    """The rows of a wide table as columns, named by what stands in column `by`; its other columns become rows."""
+    rows = list(rows)
+    return [{"": name} | {row[by]: row.get(name) for row in rows} for name in rows[0] if name != by]
+
+
 def _cell(value: Any) -> Any:
     """A number, or nothing, for pandas to write; anything else as HTML."""
     return value if value is None or isinstance(value, Number | np.bool_) else str(escaped(value))
@@ -144,8 +150,13 @@ def interval(estimate: Sequence[float], form: str | Callable[[float], str] = ".2
 
 
 def percent(share: Sequence[float]) -> str:
-    """A share with its interval, ``50% (41% to 59%)``."""
-    return interval(share, ".0%")
+    """A share with its interval, ``50% (41% to 59%)``; a small one below zero is 0%, not -0%."""
+    return interval(share, "z.0%")
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts, ``3 documents``; of one, ``1 document``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def verdict(difference: Estimate, more: str, neither: str, less: str) -> str:

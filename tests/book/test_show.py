@@ -139,6 +139,14 @@ def test_a_painted_text_is_shown_and_saved(tmp_path, monkeypatch):
         show.paint(tokens, values[:2], "x", component="", document="", limit=1.0, caption="", note="", profile="smoke")
 
 
+def test_a_wide_table_is_turned():
+    rows = [{"table": "a", "width": 1.5, "name": "<x>"}, {"table": "b", "width": 0.25}]
+    upright = show.turned(rows, "table")
+    assert upright == [{"": "width", "a": 1.5, "b": 0.25}, {"": "name", "a": "<x>", "b": None}]
+    page = show.table(upright, ".2f")
+    assert "<td>1.50</td>" in page and "<td>&lt;x&gt;</td>" in page and "None" not in page
+
+
 # ---- numbers
 
 
@@ -148,7 +156,13 @@ def test_an_interval_is_written_in_any_form():
     assert show.interval([2.0, 1.0, 3.0, "more"], lambda x: f"{x:.0f} h") == "2 h (1 h to 3 h)"
     assert show.interval(Estimate(math.nan, 0, 1)) == ""
     assert show.percent(Estimate(0.5, 0.406, 0.594)) == "50% (41% to 59%)"
+    assert show.percent(Estimate(0.04, -0.004, 0.11)) == "4% (0% to 11%)"
     assert show.percent(Estimate(math.nan, 0, 1)) == ""
+
+
+@pytest.mark.parametrize("number, words", [(0, "0 documents"), (1, "1 document"), (1200, "1,200 documents")])
+def test_one_thing_is_not_many(number, words):
+    assert show.counted(number, "document") == words
 
 
 @pytest.mark.parametrize(
