@@ -24,8 +24,9 @@ def write_pages(app, exception):
         tokenizer=shipped.tokenizer(),
         whose="the bundled model's measurement",
         chapter=("Chapter: Reading clusters", "book/clusters.html"),
-        note=" Clusters and nearest tokens were found on rows to first order, which are too large to ship. Pictures of "
-        "rows, colours by component and groups of clusters are of the measurement that ships.",
+        note=" Clusters and nearest tokens were found on rows of many channels, made from gradients, which are too "
+        "large to ship. Pictures of rows, colours by component and groups of clusters are of the rows that do: one "
+        "number for each component.",
     )
     write_pair(
         app.outdir,

@@ -75,13 +75,13 @@ def energy(pair: Float[ndarray, "a b components"], curves: Mapping[int, Blocks])
         pair: mode-pair susceptibilities; the leading ten modes of each side are shown.
         curves: by the number of planted reasons.
     """
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.3), width_ratios=[1, 1.25])
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7, 3.9), width_ratios=[1, 1.25])
     part = (pair[:10, :10] ** 2).sum(-1) / (pair**2).sum()
     image = left.imshow(np.log10(part), cmap="viridis", vmin=-5)
     left.set(xlabel=r"token mode $\beta$", ylabel=r"context mode $\alpha$")
     left.set_xticks([0, 4, 9], ["1", "5", "10"])
     left.set_yticks([0, 4, 9], ["1", "5", "10"])
-    fig.colorbar(image, ax=left, label=r"$\log_{10}$ part of the energy", shrink=0.8)
+    fig.colorbar(image, ax=left, location="bottom", label=r"part of the energy, $\log_{10}$", shrink=0.8)
     for (number, found), colour in zip(curves.items(), PALETTE, strict=False):
         right.plot(found.sizes, found.measured, color=colour, label=f"{number} reasons")
         right.plot(number, found.measured[number - 1], "o", color=colour, markersize=7)

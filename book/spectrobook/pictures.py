@@ -58,7 +58,7 @@ def mark_layers(ax: Axes, components: Sequence[str], *, axis: str = "x", name: s
     edges = np.cumsum([0, *(length for _, length in runs)]) - 0.5
     middles, keys = (edges[:-1] + edges[1:]) / 2, [str(key) for key, _ in runs]
     (ax.set_xticks if axis == "x" else ax.set_yticks)(middles, keys)
-    ax.tick_params(axis=axis, length=0)
+    ax.tick_params(axis=axis, length=0, pad=8 if axis == "x" else 4)  # clear of the other axis's last number
     if axis == "x" and (labels := ax.get_xticklabels()):  # an axis that shares its labels with one below has none
         labels[0].set_horizontalalignment("right")  # the names of the ends are long, and their places narrow
         labels[-1].set_horizontalalignment("left")
