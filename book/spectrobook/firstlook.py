@@ -127,7 +127,7 @@ def row_bars(
     return ax
 
 
-# One picture for each section of the paper ---------------------------------------------------------------------------
+# The paper in four pictures ------------------------------------------------------------------------------------------
 
 
 def draw_response(ax: Axes, found: Curves, *, nbeta: float = 20, gamma: float = 1) -> dict[str, ndarray]:

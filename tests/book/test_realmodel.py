@@ -85,3 +85,6 @@ def test_a_portrait_tells_documents_and_words_apart():
     assert max(realmodel.spellings(card), key=realmodel.spellings(card).get) == "if"
     page = realmodel.portrait(card, shown=3)
     assert page.count("<code") == 3 and "real-catalogue.html#cluster-61" in page
+    indented = realmodel.cards()[43]
+    assert indented.tokens[0][0] == r"'\n\n   '"
+    assert "'\\n\\n\u00a0\u00a0 '" in realmodel.portrait(indented), "a page would show three blanks as one"
