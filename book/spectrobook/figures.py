@@ -262,7 +262,8 @@ def painted_figure(
 
     width = 7.0 / columns  # inches; DejaVu Sans Mono is 0.602 em wide, and an em is 72 points to the inch
     size = 72 * width / 0.602
-    fig = plt.figure(figsize=(7.0, 1.8 * size * rows / 72), layout="none")
+    fig = plt.figure(figsize=(7.0, 1.8 * size * rows / 72))
+    fig.set_layout_engine("none")  # as an argument it would be forgotten when the figure is saved
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(rows, 0))
     ax.axis("off")
     for row, column, text, value in cells:

@@ -81,7 +81,8 @@ def concordance(groups: Sequence[Lines], *, before: int = 30, after: int = 20) -
     columns, rows = before + widest + after, sum(len(group.contexts) + 1.6 for group in groups)
     width = 7.0 / columns  # inches; DejaVu Sans Mono is 0.602 em wide, and an em is 72 points to the inch
     size = 72 * width / 0.602
-    fig = plt.figure(figsize=(7.0, 1.55 * size * rows / 72), layout="none")
+    fig = plt.figure(figsize=(7.0, 1.55 * size * rows / 72))
+    fig.set_layout_engine("none")  # as an argument it would be forgotten when the figure is saved
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, columns), ylim=(rows, 0))
     ax.axis("off")
     mono = dict(family="DejaVu Sans Mono", size=size, va="center_baseline", parse_math=False)

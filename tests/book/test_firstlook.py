@@ -2,12 +2,13 @@
 
 import re
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 
-from spectrobook import firstlook, shipped, shipped_table, slider
+from spectrobook import figures, firstlook, shipped, shipped_table, slider
 from spectrolib import load_model
 from spectrolib.exact import toys
 from spectrolib.model.loading import engine_of
@@ -69,6 +70,16 @@ def test_a_concordance_has_every_token_in_one_column():
     edges = [text.get_window_extent() for text in ax.texts]
     half = fig.bbox.width / 31 / 2  # of a character: pixels round it
     assert all(box.x0 >= -half and box.x1 <= fig.bbox.width + half for box in edges)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_of_text_are_saved_without_a_layout(tmp_path):
+    """A layout asked for by the book's style would warn that there is nothing to lay out."""
+    with mpl.rc_context(figures.STYLE):
+        text = firstlook.concordance([firstlook.Lines("first", "#0072B2", [("x", ",", "y")])], before=9, after=9)
+        for fig in (text, figures.painted_figure(["def", " f"], np.array([1.0, -1.0]))):
+            for _ in range(2):  # matplotlib forgets at the first time
+                fig.savefig(tmp_path / "text.png", bbox_inches="tight")
 
 
 def test_a_row_has_a_bar_for_each_component_and_dots_for_the_halves():
