@@ -92,7 +92,8 @@ class Settings:
     antithetic: bool = False
     """Whether each chain has a twin with mirrored noise (module docstring)."""
     tilt: float = 0.0
-    """η: each chain runs at nβ + η and at nβ - η with the same noise (module docstring). 0: at nβ alone."""
+    """η: each chain runs at nβ + η and at nβ - η with the same noise (module docstring). 0: at nβ alone.
+    nβ - η may lie below 0, as it does around nβ = 0; γ then has to hold the chain."""
     max_rise: float = 10.0
     """The largest rise of the loss, in nats, that still counts as local; a chain that exceeds it ends with
     `ChainError`. At every step the minibatch loss is compared with that of the first step, and at every draw of a
