@@ -34,6 +34,7 @@ def write_pages(app, exception):
         (realmodel.tokens(), realmodel.clusters(), realmodel.arrays()["layout"], by_responses(realmodel.cards())),
         near=realmodel.nearest(),
         whose=f"the measurement of {realmodel.NAME}",
+        of=realmodel.NAME,
         chapter=("Chapter: A real model", "book/real-model.html"),
         note=" Groups go by the strongest responses that each card names: the rows of this model do not ship.",
     )
@@ -79,8 +80,8 @@ def by_responses(cards):
     return [replace(card, path=path) for card, path in zip(cards, paths(means), strict=True)]
 
 
-def write_pair(folder, prefix, measured, *, whose, chapter, note="", near=None, tokenizer=None):
-    """A catalogue and a map that link to each other."""
+def write_pair(folder, prefix, measured, *, whose, chapter, of="", note="", near=None, tokenizer=None):
+    """A catalogue and a map that link to each other; their titles end with ``of``, a model's name."""
     from spectrolib.reading import catalogue, tokenmap
 
     result, clusters, positions, cards = measured
@@ -90,7 +91,8 @@ def write_pair(folder, prefix, measured, *, whose, chapter, note="", near=None, 
     )
     names = {kind: f"{prefix}{kind}.html" for kind in ("catalogue", "map")}
     book = dict([chapter, ("The book", "index.html")])
-    given = {"title": "Catalogue of clusters", "about": about, "token_map": names["map"], "links": book}
+    ending = f": {of}" if of else ""
+    given = {"title": f"Catalogue of clusters{ending}", "about": about, "token_map": names["map"], "links": book}
     whole = catalogue.catalogue_page(cards, **given)
     page = tokenmap.map_page(
         result,
@@ -99,7 +101,7 @@ def write_pair(folder, prefix, measured, *, whose, chapter, note="", near=None, 
         near=near,
         cards=cards,
         tokenizer=tokenizer,
-        title="Map of tokens",
+        title=f"Map of tokens{ending}",
         about=note.strip(),
         catalogue=names["catalogue"],
         links={"Catalogue of clusters": names["catalogue"]} | book,

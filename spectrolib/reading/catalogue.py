@@ -13,7 +13,7 @@ import hashlib
 import html
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..checks.intervals import Estimate
@@ -129,10 +129,16 @@ def _swatch(family: str) -> str:
     return f'<span class="swatch" style="background:{COLOURS.get(family, "#999999")}"></span>'
 
 
-def _span(estimate: Estimate, form: str = ".2f") -> str:
+def _span(estimate: Estimate, written: Callable[[float], str] = "{:.2f}".format) -> str:
     if math.isnan(estimate.value):
         return "unknown"
-    return f"{estimate.value:{form}} <small>({estimate.low:{form}} to {estimate.high:{form}})</small>"
+    value, low, high = map(written, estimate)
+    return f"{value} <small>({low} to {high})</small>"
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, never with an exponent: 0.52, 18,600."""
+    return f"{float(f'{value:.3g}'):,.12g}"
 
 
 def _levels(found: Sequence[Level]) -> str:
@@ -288,7 +294,7 @@ def _tokens(card: Card) -> str:
 def _shared(card: Card) -> str:
     rows = "".join(
         f"<tr><th scope=row>{_own(s.condition)}</th><td>{s.members:.0%}</td><td>{s.rest:.1%}</td>"
-        f"<td>{_span(s.lift, '.3g')}</td></tr>"
+        f"<td>{_span(s.lift, _three_digits)}</td></tr>"
         for s in card.shared
     )
     head = "<tr><th>members share</th><th>members</th><th>rest</th><th>lift (95 %)</th></tr>"

@@ -403,3 +403,10 @@ def test_narrow_screens_need_no_sideways_scrolling(chromium, name, request):
     with chromium.open(request.getfixturevalue(name).as_uri(), width=400) as page:
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.5234, "0.523"), (2, "2"), (18634.2, "18,600"), (3.04e5, "304,000"), (np.inf, "inf")]
+)
+def test_ratios_are_written_without_exponents(value, said):
+    assert catalogue._three_digits(value) == said
