@@ -111,6 +111,23 @@ def test_exact_walks_certify_what_was_found(planted, found):
     assert clustering.certify(weights, replace(found, labels=labels)).overlap[0] < 0.7
 
 
+def test_a_cluster_is_certified_on_what_was_left_when_it_was_found():
+    """The smaller of two cliques was found first, and took its edges to the larger one with it."""
+    g = nx.circulant_graph(60, [1, 2, 3])
+    g.remove_nodes_from(range(20))
+    g.add_edges_from((*nx.complete_graph(12).edges, *nx.complete_graph(range(12, 20)).edges))
+    g.add_edges_from([(0, 12), (1, 13), (2, 14), (3, 20), (15, 40)])
+    weights, large, small = from_networkx(g), np.arange(12), np.arange(12, 20)
+    labels = np.repeat([0, 1, -1], [12, 8, 40])
+    seeds, order = np.array([5, 16]), np.array([1, 0])
+    made = clustering.Clustering(labels, np.zeros(2), seeds, np.array([12, 8]), order, np.array([""] * 60), 2)
+    found = clustering.certify(weights, made, alpha=0.01)
+    left = np.setdiff1d(np.arange(60), small)
+    assert found.overlap.tolist() == [1, 1]
+    truth = [conductance(weights[left][:, left], large), conductance(weights, small)]
+    assert found.conductance == pytest.approx(truth) and truth[0] < 0.5 * conductance(weights, large)
+
+
 def test_what_becomes_of_every_token():
     """Two cliques of 30, one of 8, a sparse body, two tokens without neighbours."""
     body = from_networkx(nx.random_regular_graph(12, 300, seed=0))
@@ -285,6 +302,50 @@ def test_ctrl_c_ends_processes_at_once(tmp_path):
         _, error = process.communicate(timeout=60)
         assert error.count("Traceback") == 1 and error.rstrip().endswith("KeyboardInterrupt")
         wait_for(lambda: not group_lives(process), "the last of its processes")
+
+
+def test_each_repetition_takes_a_third_of_the_channels_anew(monkeypatch):
+    rows, taken, run = np.random.default_rng(0).normal(size=(60, 30)).astype(np.float32), [], clustering._repetition
+
+    def recorded(rows, k, options):
+        taken.append(rows[0].tolist())
+        return run(rows, k, options)
+
+    monkeypatch.setattr(clustering, "_repetition", recorded)
+    clustering.stable_clusters(rows, repeats=4, k=5, min_size=5)
+    assert [len(set(own)) for own in taken] == [len(own) for own in taken] == [10] * 4
+    assert len(set(map(tuple, taken))) == 4
+
+
+def test_what_repetitions_agree_on_against_brute_force():
+    """Blocks of eight tokens whose labels wander: shares and supports are counts of partners above one half."""
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(60):
+        labels = []
+        for _ in range(5):
+            own = np.where(rng.random(24) < rng.choice([0.2, 0.4]), rng.integers(-1, 3, 24), np.arange(24) // 8)
+            labels.append(np.unique(np.append(own, -1), return_inverse=True)[1][:-1] - 1)
+        found = clustering._agreement(labels, 0.6, 2)
+        assert len(np.unique(np.concatenate([[], *found.members]))) == sum(map(len, found.members))
+        for members, share in zip(found.members, found.share, strict=True):
+            votes = np.zeros(24)
+            back = 0
+            for own in labels:
+                for cluster in range(own.max() + 1):
+                    theirs = own == cluster
+                    common = theirs[members].sum()
+                    if 2 * common > theirs.sum() + len(members) - common:
+                        back, votes = back + 1, votes + theirs
+            assert share == back / 5 >= 0.6
+            np.testing.assert_allclose(found.support[members], votes[members] / 5)
+            shares.append(share)
+    assert {0.6, 0.8, 1.0} == set(shares)
+
+
+def test_a_token_that_half_of_the_matches_hold_is_not_agreed_on():
+    first, second = np.where(np.arange(20) < 10, 0, -1), np.where(np.arange(20) < 13, 0, -1)
+    found = clustering._agreement([first, second], 0.5, 2)
+    assert [own.tolist() for own in found.members] == [list(range(10))] and found.share == [1.0]
 
 
 def test_overlaps_are_jaccard_indices():

@@ -1,5 +1,6 @@
 """Coupled chains estimate what single ones do: against closed forms, and with less noise."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from spectrolib.estimator import CovarianceSums
 from spectrolib.model.loading import engine_of
-from spectrolib.posterior import Member, Settings, sample
+from spectrolib.posterior import PRECONDITIONERS, Member, Settings, sample
 
 CURVATURE = torch.tensor([0.5, 4.0])
 SLOPE = torch.tensor([0.7, -0.3])
@@ -79,9 +80,10 @@ def test_the_response_is_the_covariance_with_less_noise():
     assert (np.abs(singles.mean(axis=0) - truth) < 4 * singles.std(axis=0) / np.sqrt(12) + 0.03 * np.abs(truth)).all()
 
 
-def test_a_mirrored_chain_is_the_mirror_image_where_the_loss_is_even():
+@pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
+def test_a_mirrored_chain_is_the_mirror_image_where_the_loss_is_even(preconditioner):
     even = lambda w: (CURVATURE * w * w).sum() / 2  # noqa: E731
-    settings = replace(PLAIN, antithetic=True, draws=20)
+    settings = replace(PLAIN, antithetic=True, draws=20, preconditioner=preconditioner)
     for draw in sample(even, settings, start=torch.zeros(2)):
         torch.testing.assert_close(draw.positions[1], -draw.positions[0], rtol=1e-4, atol=1e-6)
 
@@ -93,6 +95,17 @@ def test_the_first_member_without_a_tilt_is_the_plain_chain():
         torch.equal(a, d.positions[0])
         for a, d in zip(plain, sample(potential, team, start=torch.zeros(2)), strict=True)
     )
+
+
+def test_members_that_no_loss_drives_walk_as_the_control_at_nbeta_0():
+    """Beside driven ones, whose losses stand where they stand."""
+    even = lambda w: (CURVATURE * w * w).sum() / 2  # noqa: E731
+    settings = replace(PLAIN, antithetic=True, tilt=PLAIN.nbeta, draws=5)
+    control = sample(even, replace(PLAIN, nbeta=0.0, draws=5), start=torch.zeros(2))
+    for draw, free in zip(sample(even, settings, start=torch.zeros(2)), control, strict=True):
+        assert torch.equal(draw.positions[1], free.position)
+        assert [math.isnan(loss) for loss in draw.losses] == [False, True, False, True]
+        assert draw.losses[2] == pytest.approx(draw.losses[0], rel=1e-3)  # of mirror images
 
 
 def test_controls_know_nothing_of_the_observable():
@@ -108,6 +121,31 @@ def test_controls_know_nothing_of_the_observable():
         assert sums.sample_covariance()[0] == pytest.approx(phi.var())
     mean, error = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(len(found))
     assert (np.abs(mean) < 4 * error).all() and (error > 0).all()
+
+
+def test_both_controls_have_the_spread_of_the_observable():
+    """So a loss that is unrelated to either has covariances of spread σ_φ σ_l / √draws with both."""
+    rng = np.random.default_rng(1)
+    phi, table = 5 + 3 * rng.normal(size=50), rng.normal(size=(50, 1))
+    sums = CovarianceSums().update(0.0, table[0])
+    found = np.array(
+        [CovarianceSums.from_arrays(sums.to_arrays()).control(phi, table, seed).controls for seed in range(400)]
+    )
+    np.testing.assert_allclose(found.std(axis=0)[:, 0], phi.std() * table.std() / np.sqrt(50), rtol=0.12)
+
+
+def test_controls_of_blocks_are_averaged_by_their_draws():
+    """Taken in one after the other, or merged; a block of two draws says nothing."""
+    rng = np.random.default_rng(0)
+    blocks = [(rng.normal(size=n), rng.normal(size=(n, 3))) for n in (12, 5, 2)]
+    alone = [CovarianceSums(3).update(0.0, np.zeros(3)).control(*block, seed) for seed, block in enumerate(blocks)]
+    truth = (12 * alone[0].controls + 5 * alone[1].controls) / 17
+    both = CovarianceSums(3).update(0.0, np.zeros(3))
+    for seed, block in enumerate(blocks):
+        both.control(*block, seed)
+    for found in (both, alone[0].merge(alone[1]).merge(alone[2])):
+        assert found.controlled == 17
+        np.testing.assert_allclose(found.controls, truth, rtol=1e-12)
 
 
 def test_merging_weighs_responses_by_their_pairs():

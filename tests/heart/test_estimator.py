@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,6 +22,7 @@ from spectrolib.estimator import (
     terms,
     two_chain,
     untilted,
+    with_estimator,
 )
 from spectrolib.posterior import Settings
 
@@ -206,6 +208,32 @@ def test_pooled_estimates_pool_the_draws():
     np.testing.assert_allclose(susceptibility("two_chain", c_sums, f_sums), two_chain(pooled_c, pooled_f), rtol=1e-10)
     with pytest.raises(ValueError, match=r"unknown estimator 'three_chain': it must be one of \('two_chain', 'one"):
         susceptibility("three_chain", c_sums, f_sums)
+
+
+def test_a_result_turns_from_one_estimator_to_the_other():
+    """Made of its terms, whatever the order in which chains are listed."""
+    rng = np.random.default_rng(4)
+    own = {name: sums_of(rng.normal(size=(10, 4)) + shift) for name, shift in (("a", 1.0), ("b", 2.0))}
+    full = sums_of(rng.normal(size=(10, 4)))
+    column = lambda values: (("token", "component"), np.stack(values, axis=1))  # noqa: E731
+    result = xr.Dataset(
+        {
+            "susceptibility": column([one_chain(sums) for sums in own.values()]),
+            "covariance": column([sums.covariance() for sums in own.values()]),
+            "restricted_moment": column([sums.mean_losses for sums in own.values()]),
+            "standard_error": column([np.ones(3)] * 2),
+            "full_moment": ("token", full.mean_losses),
+            "rise": ("sampled", [full.mean_phi, own["b"].mean_phi, own["a"].mean_phi]),
+        },
+        coords={"component": list(own), "sampled": ["full", "b", "a"]},
+        attrs={"estimator": "one_chain"},
+    )
+    found = with_estimator(result, "two_chain")
+    expected = np.stack([two_chain(sums, full) for sums in own.values()], axis=1)
+    np.testing.assert_allclose(found["susceptibility"], expected, rtol=1e-12)
+    assert found.attrs["estimator"] == "two_chain" and "standard_error" not in found
+    again = with_estimator(found, "one_chain")["susceptibility"]
+    np.testing.assert_allclose(again, result["susceptibility"], rtol=1e-12)
 
 
 def test_estimates_on_the_draws_that_the_authors_library_stored(tiny_gpt_neox, tmp_path):

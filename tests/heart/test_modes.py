@@ -337,6 +337,13 @@ def test_rare_contexts_and_tokens_can_be_left_out():
     np.testing.assert_allclose(small.modes.context_probability.sum(), 1, **EXACT)
 
 
+def test_what_is_seen_as_often_as_asked_for_is_kept():
+    counts = sparse.csr_array([[4.0, 2.0, 0.0, 0.0], [1.0, 0.0, 3.0, 0.0], [0.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.0, 2.0]])
+    found = modes.corpus_modes(counts, modes=2, min_count=3)  # contexts 6, 4, 3, 2 times; tokens 5, 3, 5, 2 times
+    assert found.contexts.ravel().tolist() == found.tokens.tolist() == [0, 1, 2]
+    assert found.kept == pytest.approx(13 / 15)
+
+
 # Refusals
 
 

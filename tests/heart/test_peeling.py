@@ -3,7 +3,7 @@
 import networkx as nx
 import numpy as np
 import pytest
-from graphs import LITERAL, from_networkx, random_graph
+from graphs import LITERAL, dense_pagerank, from_networkx, random_graph
 from sklearn.metrics import adjusted_rand_score
 
 from spectrobook.clouds import Clouds, plant
@@ -59,3 +59,41 @@ def test_a_removal_changes_degrees_in_place():
                 around = np.append(kept.indices[kept.indptr[u] : kept.indptr[u + 1]], u)
                 assert scores[u] == pytest.approx(conductance(kept, around))
     assert len(rest.names) < 80  # it was rebuilt when half was gone
+
+
+def test_the_walk_of_the_fast_search_has_the_teleport_of_the_lazy_one():
+    """It never rests, and yet p + the lazy PageRank of r is the lazy PageRank of the seed."""
+    weights, options = random_graph(4, n=60), peeling.Options(alpha=0.1)
+    rest = peeling.Rest(weights)
+    peeling.fast(rest, 7, options)
+    from_every = np.stack([dense_pagerank(weights, seed, options.alpha) for seed in range(60)], axis=1)
+    assert 0.1 < rest.walk.r.sum() < 0.9  # neither at its start nor at its end
+    np.testing.assert_allclose(rest.walk.p + from_every @ rest.walk.r, from_every[:, 7], rtol=1e-9, atol=1e-12)
+
+
+def test_a_neighbourhood_of_more_than_half_is_scored_by_the_rest():
+    """Three of five nodes on a ring: two edges are cut, and the two nodes outside have four ends."""
+    assert peeling.Rest(from_networkx(nx.cycle_graph(5))).scores() == pytest.approx(np.full(5, 2 / 4))
+
+
+def test_a_cut_of_99_in_100_is_main_body_and_one_of_98_is_not():
+    """Even if nothing ties it to the rest."""
+    for best, kind in ((99, "main body"), (98, "cluster")):
+        profile = np.ones(100)
+        profile[best - 1] = 0
+        assert peeling.judge(profile, 100, peeling.Options(main_body=0.99)) == (kind, best)
+
+
+def test_a_cut_counts_when_two_scales_agree_on_it(monkeypatch):
+    """Scales that are made to cut 5, 20, 20 tokens: the first two do not agree."""
+    weights = graph.knn_graph(np.random.default_rng(0).normal(size=(3000, 2)), k=8)
+    sizes, seen = iter([5, 20, 20]), []
+
+    def judge(profile, alive, options):
+        seen.append(len(profile))
+        return "cluster", next(sizes)
+
+    monkeypatch.setattr(peeling, "judge", judge)
+    cut = peeling.fast(peeling.Rest(weights), 11, peeling.Options(max_size=500))
+    assert (cut.kind, len(cut.nodes), len(seen)) == ("cluster", 20, 3)
+    assert sorted(seen) == seen  # tighter and tighter

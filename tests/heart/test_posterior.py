@@ -430,6 +430,16 @@ def test_a_step_size_that_is_too_large_stops_the_chain():
         list(sample(f, s, start=torch.zeros(2, dtype=torch.float64)))
 
 
+def test_the_rise_is_counted_from_the_first_minibatch_and_may_be_as_large_as_allowed():
+    """A slow climb, of 1 nat a step: 2 are allowed, 3 are not."""
+    s, drawn = plain(draws=6, steps_between_draws=1, max_rise=2.0), []
+    climb = iter([5.0, 6.0, 7.0, 8.0])
+    with pytest.raises(ChainError, match="draw 3: the loss rose by 3, more than 2"):
+        for draw in lockstep([Chain(torch.zeros(2), s)], lambda _: ([next(climb)], [torch.zeros(2)]), s):
+            drawn.append(draw.losses)
+    assert drawn == [(5.0,), (6.0,), (7.0,)]
+
+
 def test_a_language_model_whose_chain_explodes_says_where(tiny_model, tiny_windows):
     s = Settings(step_size=1e4, batch_size=2, draws=20, preconditioner="none")
     with pytest.raises(ChainError, match=r"component l1h0, chain 3, draw 0: .*step_size \(now 10000\)"):
@@ -460,6 +470,7 @@ def test_a_language_model_whose_chain_explodes_says_where(tiny_model, tiny_windo
         ({"seed": -1}, "seed must be an integer of at least 0"),
         ({"preconditioner": "adam"}, r"preconditioner must be one of \('none', 'rmsprop', 'rmsprop_corrected'\)"),
         ({"nbeta": 0.0, "preconditioner": "none", "gamma": 300.0, "step_size": 0.02}, "lower step_size"),
+        ({"nbeta": 0.0, "preconditioner": "none", "gamma": 1.0, "step_size": 4.0}, "must be below 2.*: got 2,"),
     ],
 )
 def test_settings_refuse_what_cannot_be_sampled(changes, message):
