@@ -131,6 +131,26 @@ def test_halves_components_and_seeds_are_independent(tiny_gpt_neox):
     assert torch.equal(first.sketches["l0h1", 0][1].signs, same.sketches["l0h1", 0][1].signs)
 
 
+@pytest.mark.parametrize("kind", ["gpt_neox", *KINDS])
+def test_no_two_blocks_share_a_random_matrix(kind, tiny_gpt_neox):
+    """Nor two components that own the same weights, such as an embedding tied to the unembedding."""
+    engine = engine_of(tiny_gpt_neox if kind == "gpt_neox" else random_model(kind))
+    found = TokenGradients(engine, [*names(engine.shape), "l1h0"] if engine.shape.shared > 1 else names(engine.shape))
+    drawn = [sketch.signs for halves in found.sketches.values() for sketch in halves]
+    assert len({signs.numpy().tobytes() for signs in drawn}) == len(drawn)
+
+
+def test_tokens_far_into_a_window_have_the_gradients_of_autograd(tiny_gpt_neox):
+    """More of them than run together."""
+    engine = in_float64(tiny_gpt_neox)
+    (window,) = text(engine, windows=1, length=gradients.TARGETS + 8, seed=5)
+    found = TokenGradients(engine, ["l0h1", "embed"], width=WIDTH)
+    (own,) = found(window[None])
+    rows = dense(engine, window)
+    for i, name in enumerate(found.components):
+        torch.testing.assert_close(own.rows[0, :, i], by_hand(engine, found, rows, name, 0), rtol=1e-6, atol=1e-9)
+
+
 def test_a_window_gives_the_same_bits_in_any_company(tiny_gpt_neox):
     engine = engine_of(tiny_gpt_neox)
     ids = text(engine, windows=4)

@@ -88,6 +88,17 @@ def test_a_logit_whose_exponential_overflows_is_taken_relative_to_the_largest():
     assert cross_entropy(hidden, weight, torch.tensor([1])).item() == 0
 
 
+def test_logits_that_all_lie_far_below_zero_keep_their_gradients():
+    """Their exponentials are zero in any number range; relative to their mean they are not."""
+    hidden, *case = random_head(5, 53, 7)
+    hidden[:, 0] = 1
+    case[0][:, 0] -= 1500
+    for got, expected in zip(
+        with_gradients(cross_entropy, hidden, *case), with_gradients(plain_cross_entropy, hidden, *case), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
+
+
 def test_cross_entropy_in_float32_is_as_accurate_as_torchs():
     hidden, weight, targets, upstream = random_head(300, 1500, 32, torch.float32, scale=0.5)
     truth = with_gradients(plain_cross_entropy, hidden.double(), weight.double(), targets, upstream.double())
