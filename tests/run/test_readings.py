@@ -13,6 +13,7 @@ SETTINGS = Settings(
     nbeta=5.0, gamma=300.0, step_size=1e-3, preconditioner="none", batch_size=2, draws=3, steps_between_draws=2, seed=3
 )
 COUPLED = [{}, {"antithetic": True}, {"tilt": 2.0}, {"antithetic": True, "tilt": 2.0}, {"nbeta": 0.0}]
+APART = {"share_batches": False}  # each chain has minibatches of its own
 HALF_DRIVEN = {"nbeta": 2.0, "tilt": 2.0}  # one member at nbeta = 0, which needs no gradient
 
 
@@ -21,7 +22,7 @@ def engine(tiny_gpt_neox):
     return engine_of(tiny_gpt_neox)
 
 
-@pytest.mark.parametrize("changes", [*COUPLED, HALF_DRIVEN])
+@pytest.mark.parametrize("changes", [*COUPLED, HALF_DRIVEN, APART])
 @pytest.mark.parametrize("names", [("l0h1", "l0 mlp"), ("unembed",), ("full",)])
 def test_readings_are_those_of_chains_that_are_run_by_hand(engine, tiny_windows, names, changes):
     settings = replace(SETTINGS, **changes)

@@ -14,12 +14,12 @@ from measuring import SETTINGS, Inline, odd_plan, plan, random_record
 from reference import put
 
 from spectrolib.checks.diagnostics import column_reliability
-from spectrolib.estimator import with_estimator
+from spectrolib.estimator import ESTIMATORS, susceptibility, with_estimator
 from spectrolib.model.components import blocks
 from spectrolib.model.loading import LanguageModel, engine_of
 from spectrolib.posterior import sample
 from spectrolib.run.measure import measure
-from spectrolib.run.result import assemble
+from spectrolib.run.result import _halves, assemble
 from spectrolib.run.store import RunFolder
 from spectrolib.text.corpus import Windows
 
@@ -136,6 +136,25 @@ def test_one_chain_has_neither_error_bars_nor_halves(folder, tmp_path):
     result = measure(job, tmp_path / "run", executor=Inline(), progress=False)
     assert np.isnan(result["standard_error"]).all()
     assert "half_susceptibility" not in result
+
+
+def test_halves_are_the_chains_of_even_and_of_odd_number():
+    rng = np.random.default_rng(0)
+    own, full = ([random_record(rng, 5) for _ in range(5)] for _ in range(2))
+    found = _halves(ESTIMATORS, own, full)
+    for kind, of_kind in zip(ESTIMATORS, found, strict=True):
+        for half, numbers in enumerate(((0, 2, 4), (1, 3))):
+            for block, estimate in enumerate(of_kind[half], 1):
+                chains = ([part[i].pooled(block) for i in numbers] for part in (own, full))
+                np.testing.assert_allclose(estimate, susceptibility(kind, *chains), rtol=1e-12)
+
+
+def test_blocks_are_named_by_the_draws_that_they_hold(folder, tmp_path):
+    """Where draws do not divide evenly, too."""
+    job = plan(folder, replace(SETTINGS, chains=1, draws=5), components=("unembed",), estimator="one_chain", blocks=3)
+    result = measure(job, tmp_path / "run", executor=Inline(), progress=False)
+    (record,) = RunFolder(tmp_path / "run", job.manifest()).load_task("unembed.chain0").values()
+    assert result["block"].values.tolist() == np.cumsum([sums.count for sums in record.sums]).tolist() == [2, 4, 5]
 
 
 room = sys.modules["spectrolib.run.result"]

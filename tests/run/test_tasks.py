@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from measuring import SETTINGS, TEAM, Inline, plan
 
-from spectrolib.estimator import CovarianceSums
+from spectrolib.estimator import CovarianceSums, merge_all
 from spectrolib.posterior import ChainError
 from spectrolib.run import cost
 from spectrolib.run.measure import measure
@@ -31,6 +31,39 @@ def test_a_chain_that_leaves_stops_the_run_and_keeps_what_is_done(folder, tmp_pa
         measure(job, tmp_path / "run", executor=Inline(), progress=False)
     kept = {file.name for file in (tmp_path / "run" / "tasks").iterdir()}
     assert kept == {f"layer{layer}.chain{chain}.npz" for layer in (0, 1) for chain in (0, 1)}
+
+
+@pytest.mark.parametrize("settings", [replace(SETTINGS, draws=3), replace(TEAM, draws=3)], ids=["plain", "team"])
+def test_chains_of_a_half_go_on_in_one_sketch_and_halves_have_their_own(settings):
+    """Draws of chains 0, 2 and 4 have a channel each: inner products are the covariances of the losses themselves."""
+    rng, size, folds = np.random.default_rng(0), len(settings.members), []
+    for half in (0, 1):
+        parts, losses = [], []
+        for chain in (half, half + 2, half + 4):
+            recorder = Recorder("l0h0", settings, chain, _stretches(5, 5), blocks=1, width=32)
+            for index in range(3):
+                rise, excess = rng.standard_normal(size), rng.standard_normal((size, 5))
+                recorder.take(index, rise, excess, np.zeros(size))
+                own = excess + rise[:, None]
+                losses += list((own[::2] + own[1::2]) / 2 if settings.tilt else own)
+            parts.append(recorder.finish().resolved)
+        rows = merge_all(parts).rows().astype(np.float64)
+        np.testing.assert_allclose(rows @ rows.T, np.cov(np.array(losses).T, ddof=0), atol=1e-5)
+        assert rows.shape[1] == len(losses)
+        folds.append(parts[0].seed)
+    assert folds[0] != folds[1]
+
+
+def test_every_block_of_every_chain_has_controls_of_its_own():
+    """The same draws in both blocks, and in two chains: other permutations and other noise."""
+    draws, settings = np.random.default_rng(0).standard_normal((8, 4)), replace(SETTINGS, draws=16)
+    found = []
+    for chain in (0, 1):
+        recorder = Recorder("l0h0", settings, chain, _stretches(3, 3), blocks=2)
+        for index, own in enumerate([*draws, *draws]):
+            recorder.take(index, own[:1], own[None, 1:], [0.0])
+        found += [sums.controls for sums in recorder.finish().sums]
+    assert all(not np.isclose(a, b).any() for i, a in enumerate(found) for b in found[:i])
 
 
 def test_controls_of_a_stretch_do_not_depend_on_what_lies_beside_it():
