@@ -107,3 +107,20 @@ def test_steering_towards_a_cluster(tiny_gpt_neox):
     assert np.isnan(fall[fit]).all()
     assert found.own.value == pytest.approx(fall[~fit & member].mean())
     assert math.isnan(found.by_outside.value)  # no such token outside often enough
+
+
+def test_the_same_tokens_outside_are_steered_towards_and_looked_at(tiny_gpt_neox):
+    """The member of every window has its token again three places on."""
+    ids = np.random.default_rng(0).integers(0, 53, size=(12, 12))
+    ids[:, 5:7], ids[:, 9] = (7, 9), 9
+    fit, token = np.repeat(np.arange(12) < 6, 11), ids[:, 1:].ravel()
+    steered = Steered(engine_of(tiny_gpt_neox), ids[:6], ids[:6], ids[6:], Steering(steps=2, fall=0.02))
+    halves, member = causal.Halves(steered, fit, token, np.repeat(np.arange(12), 11)), np.tile(np.arange(11) == 5, 12)
+    found, fall = causal.steer(halves, member, seed=1)
+    rng = np.random.default_rng(1)
+    random, same = causal.random_like(member, fit, rng), causal.same_tokens_outside(member, fit, token, rng)
+    assert (same & fit).sum() == (same & ~fit).sum() == 6
+    assert found.outside.value == pytest.approx(fall[same & ~fit].mean())
+    assert found.by_outside.value == pytest.approx(halves.fall(same)[member & ~fit].mean())
+    assert found.random == pytest.approx(halves.fall(random)[random & ~fit].mean())
+    assert found.by_outside.value < 0.9 * found.own.value  # steering towards the members themselves does more

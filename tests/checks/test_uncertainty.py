@@ -116,6 +116,13 @@ def test_freedom_counts_the_independent_tokens(factors):
     assert found == pytest.approx(1 / (1 / 30 + 1 / independent), rel=0.15)
 
 
+def test_freedom_counts_the_tails():
+    """Independent noise of Student's t with 12 degrees of freedom: an error rests on hardly more than these."""
+    noise = np.random.default_rng(0).standard_t(12, size=(2000, 400))
+    found = 1 / (1 / uncertainty.errors(noise).freedom).mean()
+    assert found == pytest.approx(1 / (1 / 400 + 1 / 2000 + 1 / 12), rel=0.2)  # kurtosis of a sample: a little low
+
+
 # Standardised --------------------------------------------------------------------------------------------------------
 
 

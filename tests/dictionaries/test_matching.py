@@ -177,6 +177,18 @@ def test_false_discovery_rates_are_those_of_scipy():
     np.testing.assert_allclose(false_discovery(p, tests=250), padded)
 
 
+def test_pairs_that_share_nothing_count_among_the_tests():
+    """Four clusters and 50 features, most of which are active elsewhere."""
+    rng = np.random.default_rng(3)
+    labels, activations = np.repeat([0, 1, 2, 3, -1], [9, 9, 9, 9, 64]), np.zeros((100, 50))
+    activations[rng.integers(0, 36, 20), np.arange(20)] = 1
+    activations[:12, 0], activations[40:, 20:] = 1, 1
+    pairs = match(labels, activations, permutations=1).pairs
+    every = np.concatenate([np.exp(pairs.log_p), np.ones(4 * 50 - len(pairs.q))])
+    np.testing.assert_allclose(pairs.q, stats.false_discovery_control(every)[: len(pairs.q)])
+    assert len(pairs.q) < 50 and pairs.q.min() < 0.5
+
+
 def test_the_match_rate_counts_and_its_interval_covers():
     score = np.array([0.1, 0.4, 0.4, 0.9])
     curve = match_rate(score, [0, 0.4, 0.41, 1], significant=np.array([True, True, False, True]))
@@ -262,6 +274,16 @@ def test_damaged_files_of_matches(tmp_path):
             matching.open_matches(tmp_path)
     with pytest.raises(ValueError, match="cannot be written: No such file"):
         matching.save_matches([], tmp_path / "nowhere", {})
+
+
+def test_a_rate_that_every_shuffle_has_too_is_no_news():
+    """Clusters of whole tokens: shuffled inside tokens they stay what they are."""
+    token = np.repeat(np.arange(6), 10)
+    found = matching.compare(np.where(token < 3, token, -1), np.eye(6)[token], token, permutations=19)
+    _, half = matching.match_summary(found)["rates"]
+    assert (half["threshold"], half["rate"]) == (0.5, 1)
+    assert half["chance"]["same token"] == {"rate": 1.0, "p": 1.0}
+    assert half["chance"]["any token"]["p"] == pytest.approx(1 / 20)
 
 
 # Dictionaries side by side

@@ -140,6 +140,36 @@ def test_rows_have_a_length_in_root_mean_squares(result, labels, made):
         assert card.length == pytest.approx(expected)
 
 
+def test_resolved_rows_have_their_own_length(result, labels):
+    """Over all halves and channels."""
+    rows = np.random.default_rng(0).normal(size=(2, len(labels), 5)) * np.linspace(0.1, 3, len(labels))[:, None]
+    resolved = result.assign(resolved=(("half", "token", "channel"), rows.astype(np.float16)))
+    length = np.sqrt((rows**2).sum(axis=(0, 2)))
+    for card in cards.cards(resolved, clusters(labels)):
+        expected = np.median(length[labels == card.cluster]) / np.sqrt((length**2).mean())
+        assert card.length == pytest.approx(expected, rel=1e-3)
+
+
+def test_examples_are_of_as_many_windows_as_there_are(result):
+    text = running_text(result)
+    rows = np.concatenate([np.flatnonzero(text.windows == 3), np.flatnonzero(text.windows > 3)[::60][:4]])
+    for seed in range(5):
+        shown = cards.draw(text, rows, 6, np.random.default_rng(seed))
+        assert len(set(shown)) == 6 and set(shown) <= set(rows.tolist())
+        assert np.bincount(text.windows[shown]).max() == 2  # five windows, and one of them again
+
+
+def test_half_of_the_members_make_a_family(result):
+    words = result["text"].values
+    the, one = np.flatnonzero(words == " the"), np.flatnonzero(words == "1")  # grammar, numbers
+    features, vectors = describe(running_text(result)), result["susceptibility"].values
+    for count, share in ((20, 0.5), (19, 20 / 39)):
+        labels = np.full(len(words), -1)
+        labels[the[:20]] = labels[one[:count]] = 0
+        (card,) = cards.for_labels(features, labels, vectors, cardmaking.COMPONENTS)
+        assert card.family_share == share and card.family != cards.MIXED
+
+
 # On disk -------------------------------------------------------------------------------------------------------------
 
 

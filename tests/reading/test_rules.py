@@ -36,6 +36,18 @@ def test_lift_covers_in_groups():
     assert np.mean(kept) > 0.9
 
 
+def test_lift_covers_where_whole_documents_are_members():
+    rng, kept, katz, groups = np.random.default_rng(3), [], [], np.repeat(np.arange(60), 20)
+    for _ in range(250):
+        member = rng.permutation(np.arange(60) < 20)[groups]
+        mood = rng.beta(1.5, 1.5, size=60)[groups] * 2
+        holds = rng.random(1200) < np.where(member, 0.45, 0.15) * mood
+        for found, by in ((kept, groups), (katz, np.arange(1200))):
+            drawn = rules.lift(member, holds, by)
+            found.append(drawn.low <= 3 <= drawn.high)
+    assert np.mean(kept) > 0.9 > 0.8 > np.mean(katz)
+
+
 # Halves --------------------------------------------------------------------------------------------------------------
 
 
@@ -97,6 +109,18 @@ def test_no_token_is_judged_by_a_rule_that_saw_its_document(features):
     assert rule.tested == (picked.sum(), member.sum()) and rule.halves == 0
     assert (rule.precision.value, rule.recall.value) == (0, 0) and not rule.confident
     assert rule.fitted[1] > 0.5  # where it was fitted it looks good
+
+
+def test_intervals_know_that_members_come_in_documents(features):
+    """Every ' the' of every second document, and none of the others': many tokens, few independent ones."""
+    text = features.text
+    the = np.array([piece.decode() == " the" for piece in text.pieces])
+    member = the & (text.documents // 4 % 2 == 0)  # of each domain alike
+    (rule,) = rules.rules(features.only("token"), np.where(member, 0, -1))
+    assert rule.conditions == ("' the'",) and rule.halves == 2 and rule.split == "document"
+    assert rule.precision == intervals.proportion(member[the], text.documents[the])
+    alone = intervals.wilson(rule.precision.value, int(the.sum()))
+    assert rule.precision.high - rule.precision.low > 2 * (alone.high - alone.low)
 
 
 def test_a_list_of_tokens_is_found(features):
