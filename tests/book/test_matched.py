@@ -31,6 +31,8 @@ def test_a_rate_is_read_beside_its_chance(planted):
     kept = matched.rate(strict, 0.9)
     assert kept.share.value == 1 and kept.chance == pytest.approx(0.5), "two clusters are whole tokens"
     assert matched.beyond(strict).value == 0.5, "of the others a feature knows more"
+    tokens = match(np.where(token < 4, token, -1), active, keep=token, permutations=9)
+    assert matched.rate(tokens, 0.9).p == 1, "whole tokens: every shuffle does as well"
 
 
 def test_figures_show_the_rates(planted):
@@ -56,6 +58,19 @@ def test_dictionaries_that_nobody_trained(bundled):
     assert made["random directions"].shape[1] == 40
     assert all(np.diff(table.indptr).max() <= 3 and (table.data > 0).all() for table in made.values())
     assert (made["the tokens themselves"].argmax(axis=1) == ids.ravel()).all()
+
+
+def test_principal_directions_are_those_around_the_mean(bundled):
+    """With all values kept, a direction and its opposite give the projections: of mean 0, and uncorrelated."""
+    ids = np.random.default_rng(1).integers(1, 500, size=(2, 9))
+    windows = Windows(ids, np.array(["a", "a"]), np.array(["b", "c"]), {}, 4096)
+    width = bundled.shape.width
+    table = matched.baselines(bundled, windows, k=2 * width, features=4, site="l3 residual")["principal directions"]
+    there, back = np.split(table.toarray(), 2, axis=1)
+    products = (there - back).T @ (there - back)
+    scale = np.diag(products).max()
+    assert np.abs((there - back).sum(axis=0)).max() < 1e-3 * np.sqrt(scale)
+    assert np.abs(products - np.diag(np.diag(products))).max() < 1e-3 * scale
 
 
 class Text:

@@ -30,6 +30,7 @@ def test_a_small_plan_reads_the_first_stretches(bundled):
     plan = realmodel.small_plan(bundled, 3, seed=4)
     assert plan.first_order and plan.settings.seed == 4 and plan.probe.ids.shape == plan.sampling.ids.shape == (3, 129)
     assert (plan.probe.ids == realmodel.shared_windows(bundled)["probe"].ids[:3, :129]).all()
+    assert plan.loss is plan.sampling and not (plan.probe.ids == plan.sampling.ids).all()
 
 
 def test_the_shipped_tokens_are_those_of_the_text(bundled):

@@ -192,6 +192,16 @@ def test_the_share_that_is_predicted_is_the_planted_one_whatever_the_noise(plant
     assert both.value == pytest.approx(truth, abs=0.03)
 
 
+def test_groups_say_less_where_they_were_seen_less():
+    """Each token in a window and a fold of its own: the mean of all others, and n/(n + 1) of what its group's n add."""
+    rows, groups = np.random.default_rng(8).normal(size=(9, 2)), np.array([0, 0, 1, 2, 2, 2, 2, 3, 3])
+    found = robustness.predict(rows, np.arange(9), groups=groups, folds=9)
+    for i in range(9):
+        others = np.arange(9) != i
+        mean, same = rows[others].mean(axis=0), others & (groups == groups[i])
+        np.testing.assert_allclose(found[i], mean + (rows[same] - mean).sum(axis=0) / (same.sum() + 1), atol=1e-12)
+
+
 def test_a_prediction_never_sees_the_windows_it_is_for(planted):
     """Groups that live in one window only, and as many features as tokens of a fold, say nothing."""
     _, _, windows, _, first, _ = planted
@@ -276,6 +286,7 @@ def test_promises_that_are_kept_and_promises_that_are_not():
         value, low, high = level["came back"]
         assert value == own.mean() and low < level["share"] <= high and low < value <= high
     assert levels[2]["came back"][1] < 0.97  # all came back, and still no certainty
+    assert levels[2]["difference"] == pytest.approx([end - 1 for end in levels[2]["came back"]])
     reference, other, documents, _ = crowd(rng, np.full(240, 0.6))
     assert robustness.promises(np.full(240, 0.9), reference, other, documents)[0]["difference"][2] < -0.15
     assert robustness.promises(shares, reference, np.full(4800, -1), documents)[0]["came back"][0] == 0
