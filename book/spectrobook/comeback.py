@@ -126,3 +126,28 @@ def calibration_figure(levels: Sequence[Mapping]) -> Figure:
     ax.set(xlim=(0.44, 1.06), ylim=(0, 1.05))
     ax.legend(loc="upper left")
     return fig
+
+
+def growth_figure(parts: Sequence[Mapping]) -> Figure:
+    """Clusters that come back, and those that did in every repetition, against the number of tokens.
+
+    Args:
+        parts: ``tokens``, ``clusters``, ``in every repetition`` (growth.json, by ``python -m spectrobook growth``).
+    """
+    fig, ax = plt.subplots(figsize=(5.6, 3.6))
+    tokens = [part["tokens"] for part in parts]
+    for name, label, colour, mark, above in (
+        ("clusters", "come back", VERMILION, "o", 8),
+        ("in every repetition", "in every repetition", BLUE, "s", -16),
+    ):
+        counts = [part[name] for part in parts]
+        ax.plot(tokens, counts, color=colour, marker=mark, markersize=6, label=label)
+        for x, y in zip(tokens, counts, strict=True):
+            ax.annotate(f"{y:,}", (x, y), xytext=(0, above), textcoords="offset points", ha="center", fontsize=9)
+    ax.set(xscale="log", yscale="log", xlabel="tokens measured", ylabel="clusters")
+    ax.set_xticks(tokens, [f"{count:,}" for count in tokens])
+    ax.minorticks_off()
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    ax.margins(0.1, 0.16)
+    ax.legend(loc="upper left")
+    return fig

@@ -63,3 +63,14 @@ def test_promises_are_drawn_where_they_were_made():
     points = [(bars.lines[0].get_xdata()[0], bars.lines[0].get_ydata()[0]) for bars in ax.containers]
     assert points == [(0.5, 0.4), (1.0, 0.9)]
     assert [text.get_text() for text in ax.texts] == ["28", "9"]
+
+
+def test_growth_is_drawn_and_said():
+    parts = [
+        {"tokens": 1000, "clusters": 40, "in every repetition": 9},
+        {"tokens": 2000, "clusters": 1100, "in every repetition": 20},
+    ]
+    ax = comeback.growth_figure(parts).axes[0]
+    assert [list(line.get_ydata()) for line in ax.lines] == [[40, 1100], [9, 20]]
+    assert all(list(line.get_xdata()) == [1000, 2000] for line in ax.lines)
+    assert [text.get_text() for text in ax.texts] == ["40", "1,100", "9", "20"]

