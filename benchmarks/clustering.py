@@ -56,7 +56,7 @@ def ours(vectors, seed, *, k=45, symmetrise="union", weighted=False, bound=1.0, 
     from spectrolib import clustering, graph
 
     neighbours = graph.knn_graph(vectors, k, symmetrise=symmetrise, weighted=weighted)
-    found = clustering.conductance_clusters(neighbours, seed=seed, **options)
+    found = clustering.conductance_clusters(neighbours, seed=seed, **options).complete()
     labels = found.labels.copy()
     for cluster in np.flatnonzero(found.conductance > bound):
         labels[found.members(cluster)] = clouds.NONE

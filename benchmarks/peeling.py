@@ -45,7 +45,7 @@ def one(tokens: int, symmetrise: str, check: int) -> None:
     near = graph.nearest(vectors.vectors)
     joined = graph.join(near, symmetrise)
     graph_seconds = time.perf_counter() - begin
-    found = clustering.conductance_clusters(joined)
+    found = clustering.conductance_clusters(joined).complete()
     seconds, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     from sklearn.metrics import adjusted_rand_score
@@ -97,9 +97,9 @@ def agree(tokens: int, seed: int, symmetrise: str, tol: float) -> dict:
     vectors = planted(tokens, seed)
     joined = graph.knn_graph(vectors.vectors, symmetrise=symmetrise)
     begin = time.perf_counter()
-    fast = conductance_clusters(joined)
+    fast = conductance_clusters(joined).complete()
     between = time.perf_counter()
-    literal = conductance_clusters(joined, method="literal", tol=tol)
+    literal = conductance_clusters(joined, method="literal", tol=tol).complete()
     end = time.perf_counter()
     return {
         "tokens": tokens,

@@ -115,6 +115,16 @@ class Clustering:
         """The share of tokens that are in a cluster."""
         return float((self.labels >= 0).mean())
 
+    def complete(self) -> Clustering:
+        """Itself, if the search came to its end. For work that must not go on with a part of the clusters.
+
+        Raises:
+            KeyboardInterrupt: if Ctrl-C ended the search early.
+        """
+        if not self.finished:
+            raise KeyboardInterrupt
+        return self
+
     def left(self) -> dict[str, int]:
         """How many tokens are in no cluster, by the reason in ``why``."""
         able = WHY[1:] if self.share is not None else [why for why in WHY[1:] if why not in (FLEETING, QUIET)]
@@ -443,9 +453,7 @@ def stable_clusters(
     with bar as advance, closing(searches):
         try:
             for one in searches:
-                if not one.finished:
-                    raise KeyboardInterrupt
-                found.append(one)
+                found.append(one.complete())
                 advance(len(found), len(found))
         except KeyboardInterrupt:
             if len(found) < 2:

@@ -88,7 +88,7 @@ def knob_trials(setting: clouds.Clouds, values: Mapping[str, Sequence], repeats:
                 if changed not in scored:
                     graph = knn_graph(sample.vectors, k=int(value) if knob == "k" else K, symmetrise=kind)
                     options = {} if knob == "k" else {knob: value}
-                    labels = conductance_clusters(graph, seed=seed, **options).labels
+                    labels = conductance_clusters(graph, seed=seed, **options).complete().labels
                     scored[changed] = clouds.scores(sample.labels, labels)._asdict()
                 trials.append({"graph": kind, "knob": knob, "value": value, "repeat": repeat} | scored[changed])
     return pd.DataFrame(trials)
@@ -132,7 +132,7 @@ def smallest_trials(tokens: int, sizes: Sequence[int], repeats: int = 3, seed: i
             members = np.flatnonzero(sample.labels == 0)
             for kind in KINDS:
                 graph = knn_graph(sample.vectors, k=K, symmetrise=kind)
-                found = conductance_clusters(graph, seed=seed, min_size=10, seed_choice=members[:5].tolist())
+                found = conductance_clusters(graph, seed=seed, min_size=10, seed_choice=members[:5].tolist()).complete()
                 hit = bool(clouds.matches(sample.labels, found.labels))
                 rows.append({"size": size, "graph": kind, "conductance": conductance(graph, members), "found": hit})
     return pd.DataFrame(rows)

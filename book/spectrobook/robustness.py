@@ -65,7 +65,7 @@ def run(
         options: of `clustering.conductance_clusters`.
     """
     neighbours = graph.nearest(standardise(chi, rows=rows, whiten=whiten), k)
-    return Run(neighbours, clustering.conductance_clusters(graph.join(neighbours, symmetrise), **options))
+    return Run(neighbours, clustering.conductance_clusters(graph.join(neighbours, symmetrise), **options).complete())
 
 
 # Clusters that come back ---------------------------------------------------------------------------------------------

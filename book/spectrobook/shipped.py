@@ -68,7 +68,7 @@ def vectors() -> Float[ndarray, "tokens components"]:
 @functools.cache
 def clusters() -> Clustering:
     """Its clusters: the mutual graph of 45 neighbours, cut by conductance with the library's defaults, seed 0."""
-    return clustering.conductance_clusters(graph.knn_graph(vectors(), k=K, symmetrise="mutual"))
+    return clustering.conductance_clusters(graph.knn_graph(vectors(), k=K, symmetrise="mutual")).complete()
 
 
 @functools.cache

@@ -167,6 +167,9 @@ def test_ctrl_c_leaves_what_was_found(planted, found, monkeypatch):
     first = [found.members(k).tolist() for k in np.argsort(found.order)[: len(part.sizes)]]
     assert [part.members(k).tolist() for k in np.argsort(part.order)] == first
     assert 1 <= len(first) < len(found.sizes)
+    assert found.complete() is found
+    with pytest.raises(KeyboardInterrupt):
+        part.complete()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy import ndarray
 
-from spectrolib.clustering import Clustering, stable_clusters
+from spectrolib.clustering import Clustering
 from spectrolib.model.loading import load_model
 from spectrolib.run import profiles
 from spectrolib.run.files import write_whole
@@ -23,15 +23,16 @@ from spectrolib.run.measure import measure
 from spectrolib.run.plan import Plan, profile_windows
 from spectrolib.run.resolved import rows_of
 from spectrolib.run.store import open_clusters, open_result, save_clusters
-from spectrolib.run.workers import available_cores
 
 from .. import robustness
-from .resolved import MIN_SIZE, REPEATS, K
+from .resolved import MIN_SIZE, REPEATS, K, stable
 
 EVERY = (8, 4, 2, 1)
 """Parts of the text, the smallest first: one of so many windows."""
 LENGTH, WINDOWS = 257, 400
 """Tokens of a window, the first of which is predicted by none; and windows."""
+SETTINGS = {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS, "seed": 0}
+"""Of the clusters."""
 
 
 def plan() -> Plan:
@@ -54,12 +55,9 @@ def clustered(folder: Path, result, step: int, report: Callable[[str], None] = p
     if not (place / "clusters.npz").exists():
         rows = rows_of(result)[part(result, step)]
         report(f"clusters of {len(rows):,} tokens")
-        options = {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS, "seed": 0}
-        found = stable_clusters(rows, **options, workers=available_cores(), progress=True)
-        if not found.finished:
-            raise KeyboardInterrupt
+        found = stable(rows)
         place.mkdir(parents=True, exist_ok=True)
-        save_clusters(found, place, {"settings": options})
+        save_clusters(found, place, {"settings": SETTINGS})
     return open_clusters(place)
 
 
@@ -109,7 +107,7 @@ def run(folder: Path, report: Callable[[str], None] = print) -> None:
     measure(plan(), folder / "first")
     result = open_result(folder / "first")
     said = {
-        "settings": {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS, "seed": 0},
+        "settings": SETTINGS,
         "manifest": json.loads(result.attrs["manifest"]),
         "parts": table(folder, result, report),
     }

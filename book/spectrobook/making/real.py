@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from spectrolib import graph
-from spectrolib.clustering import Clustering, stable_clusters
 from spectrolib.model.components import Component, names
 from spectrolib.model.engine import one_thread
 from spectrolib.model.guesses import guesses
@@ -32,7 +31,6 @@ from spectrolib.run.plan import Plan
 from spectrolib.run.readings import readings
 from spectrolib.run.resolved import rows_of
 from spectrolib.run.store import open_result, save_json
-from spectrolib.run.workers import available_cores
 from spectrolib.text.corpus import Windows
 from spectrolib.text.runningtext import running_text, token_bytes, token_names
 
@@ -213,12 +211,6 @@ def output_rows(model: LanguageModel, ids: Int[ndarray, "windows length"]) -> di
 # What ships ----------------------------------------------------------------------------------------------------------
 
 
-def clusters_of(result) -> Clustering:
-    """The clusters that come back."""
-    rows = rows_of(result)
-    return stable_clusters(rows, k=K, min_size=MIN_SIZE, repeats=REPEATS, workers=available_cores())
-
-
 def gallery(cards: Sequence[Card], result) -> list[int]:
     """Clusters to show, by a rule: back in nine repetitions of ten, in five documents or more, no token with more than
     seven tenths of the members, a median loss above half a nat. Those in most documents come first."""
@@ -241,7 +233,7 @@ def tables(folder: Path, report: Callable[[str], None] = print) -> tuple[dict, d
     for name in ("bundled", "smollm2"):
         report(f"clusters of {name}")
         result, plan = results[name], planned[name]
-        found[name] = clusters_of(result)
+        found[name] = resolved.stable(rows_of(result))
         halves = [resolved.unit(rows_of(result, halves=[half])) for half in (0, 1)]
         table[name] = {
             "parameters": sum(tensor.numel() for tensor in plan.model.weights.values()),

@@ -21,7 +21,7 @@ from numpy import ndarray
 
 from spectrolib import graph
 from spectrolib.checks.intervals import wilson
-from spectrolib.clustering import Clustering, conductance_clusters
+from spectrolib.clustering import Clustering, conductance_clusters, stable_clusters
 from spectrolib.dictionaries.windows import measured_windows
 from spectrolib.estimator import CONTROLS, ESTIMATORS, standardise
 from spectrolib.model.activations import activations
@@ -37,6 +37,7 @@ from spectrolib.run.measure import measure
 from spectrolib.run.plan import Plan, profile_windows
 from spectrolib.run.resolved import rows_of
 from spectrolib.run.store import open_clusters, open_result
+from spectrolib.run.workers import available_cores
 from spectrolib.text.runningtext import running_text, token_names
 
 from .. import robustness, shipped
@@ -103,7 +104,13 @@ def unit(rows: Float[ndarray, "tokens channels"]) -> Float[ndarray, "tokens chan
 def cut(rows: Float[ndarray, "tokens channels"], seed: int = 0) -> tuple[Int[ndarray, "tokens k"], Clustering]:
     """Neighbours and clusters of some rows, once."""
     near = graph.nearest(rows, K)
-    return near.indices, conductance_clusters(graph.join(near, "mutual"), min_size=MIN_SIZE, seed=seed)
+    return near.indices, conductance_clusters(graph.join(near, "mutual"), min_size=MIN_SIZE, seed=seed).complete()
+
+
+def stable(rows: Float[ndarray, "tokens channels"]) -> Clustering:
+    """The clusters of all tables that come back."""
+    options = {"k": K, "min_size": MIN_SIZE, "repeats": REPEATS}
+    return stable_clusters(rows, **options, workers=available_cores(), progress=True).complete()
 
 
 def agreement(first: ndarray, second: ndarray, result, clusters: Int[ndarray, " tokens"] | None = None) -> dict:

@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 from spectrobook import shipped_table
-from spectrobook.making import growth
+from spectrobook.making import growth, resolved
+from spectrolib.clustering import Clustering
 
 GROUPS, PER_WINDOW, WINDOWS = 9, 36, 48
 
@@ -40,7 +41,7 @@ def test_a_part_is_whole_windows(result):
 
 def test_parts_show_what_they_hold_and_are_clustered_once(result, tmp_path, monkeypatch):
     monkeypatch.setattr(growth, "EVERY", (2, 1))
-    monkeypatch.setattr(growth, "available_cores", lambda: 1)
+    monkeypatch.setattr(resolved, "available_cores", lambda: 1)
     said = []
     half, whole = growth.table(tmp_path, result, said.append)
     assert said == ["clusters of 864 tokens", "clusters of 1,728 tokens"]
@@ -55,7 +56,7 @@ def test_parts_show_what_they_hold_and_are_clustered_once(result, tmp_path, monk
 def test_a_mixed_cluster_has_no_token_in_more_than_half(result):
     labels = np.repeat([0, 1, -1], [10, 12, 5])
     ids = np.array([3] * 5 + [4] * 5 + [3] * 7 + [4] * 5 + [9] * 5)
-    found = growth.Clustering(
+    found = Clustering(
         labels,
         conductance=np.zeros(2),
         seeds=np.zeros(2, dtype=int),

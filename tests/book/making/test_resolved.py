@@ -1,6 +1,7 @@
 """The tables behind the chapters on clusters, in small: what agrees, what must not."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -205,3 +206,13 @@ def test_the_papers_protocol_is_read_half_against_half_and_beside_first_order():
         max(shared[f"{name}, and first order"] for name in ("the observable permuted", "the covariance alone")) < 0.15
     )
     assert rows["the two-chain value"]["channels"] == 3 and rows["all draws"]["channels"] == 50
+
+
+@pytest.mark.parametrize("cluster", [resolved.cut, resolved.stable])
+def test_what_ctrl_c_cut_short_is_no_table(cluster, monkeypatch):
+    monkeypatch.setattr(resolved, "available_cores", lambda: 1)
+    for name in ("conductance_clusters", "stable_clusters"):
+        whole = getattr(resolved, name)
+        monkeypatch.setattr(resolved, name, lambda *a, whole=whole, **b: replace(whole(*a, **b), finished=False))
+    with pytest.raises(KeyboardInterrupt):
+        cluster(planted(0))
